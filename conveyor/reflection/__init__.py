@@ -1,0 +1,1 @@
+"""The generated code of gRPC server reflection v1."""
