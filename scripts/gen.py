@@ -17,12 +17,13 @@ TARGETS = {
 
 def generate(packages: list[str], out: Path) -> dict[Path, bytes]:
     """Returns the generated files by their path under `out`'s root."""
-    protos = [f"proto/conveyor/{package}" for package in packages if any((ROOT / "proto/conveyor" / package).rglob("*.proto"))]
+    protos = [f"proto/conveyor/{package}" for package in packages]
+    protos = [proto for proto in protos if any((ROOT / proto).rglob("*.proto"))]
     if protos:
         # The plugins are scripts beside the interpreter of the virtual environment.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        arguments = [word for proto in protos for word in ("--path", proto)]
-        subprocess.run(["buf", "generate", "-o", out, *arguments], cwd=ROOT, env=os.environ | {"PATH": path}, check=True)
+        env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        paths = [word for proto in protos for word in ("--path", proto)]
+        subprocess.run(["buf", "generate", "-o", out, *paths], cwd=ROOT, env=env, check=True)
     # mypy-protobuf writes a service stub for every file, also for those without services.
     for stub in out.rglob("*_pb2_grpc.pyi"):
         if not stub.with_suffix(".py").exists():
@@ -37,6 +38,14 @@ def committed(packages: list[str], root: Path) -> dict[Path, bytes]:
     return {path.relative_to(root): path.read_bytes() for path in files}
 
 
+def write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def main() -> None:
     check = sys.argv[1:] == ["--check"]
     stale = []
@@ -49,15 +58,10 @@ def main() -> None:
             if new.get(path) == old.get(path):
                 continue
             stale.append((root / path).relative_to(ROOT))
-            if check:
-                continue
-            if path in new:
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_bytes(new[path])
-            else:
-                (root / path).unlink()
+            if not check:
+                write(root / path, new.get(path))
     if check and stale:
-        sys.exit("these files are not what the protos give; run `make gen`:\n" + "\n".join(f"  {path}" for path in stale))
+        sys.exit("\n  ".join(["these files are not what the protos give; run `make gen`:", *map(str, stale)]))
     for path in stale:
         print(path)
 

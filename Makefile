@@ -1,0 +1,85 @@
+# Everything that make installs goes into .venv and .tools; nothing needs root. pip and go follow their users' settings.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--no-emit-package conveyor-client --custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup tools demo test lint format gen gen-check release-image lock wheels bench clean distclean
+
+help: ## Show the targets
+	@echo 'usage: make TARGET [ARGS="…"]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## Install all that developing needs into .venv
+
+demo: $(VENV)/.installed ## Run the demo pipeline on this source tree; BREAK=test makes that step fail
+	$(BIN)/python examples/demo/run.py $(if $(BREAK),--break $(BREAK)) $(ARGS)
+
+test: $(VENV)/.dev tools ## Run all tests; ARGS go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev gen-check ## Check style, types, imports, protos and generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the Python code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+gen: $(VENV)/.dev ## Generate the code of the protos
+	$(BIN)/python scripts/gen.py
+
+gen-check: $(VENV)/.dev ## Check the protos, their generated code, and that no released message breaks
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against proto/released.binpb
+	$(BIN)/python scripts/gen.py --check
+
+release-image: $(VENV)/.dev ## Make today's protos the ones that must not break
+	$(BIN)/buf build -o proto/released.binpb
+
+bench: $(VENV)/.dev tools ## Measure; ARGS="--json FILE" also writes the numbers
+	$(BIN)/python -m bench $(ARGS)
+
+wheels: $(VENV)/.installed ## Build both wheels into dist/
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . clients/python
+
+lock: $(VENV)/.installed ## Resolve requirements/*.txt anew
+	$(PIP) uv
+	$(UV_COMPILE) --upgrade pyproject.toml --group dev -o requirements/dev.txt
+	$(UV_COMPILE) --upgrade pyproject.toml --group build -c requirements/dev.txt -o requirements/runtime.txt
+
+clean: ## Remove what was built and cached
+	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./.tools -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## Remove also what was installed
+	rm -rf $(VENV) .tools
+
+# Each script leaves alone what is there already, and says loudly what can't be had.
+tools: $(VENV)/.created
+	@set -e; for script in scripts/fetch_*.py; do $(BIN)/python $$script; done
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Conveyor needs Python 3.11 or newer, not $$($(PYTHON) --version 2>&1); name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu the package python3-venv is missing" >&2; exit 1; }
+	@touch $@
+
+# What runs Conveyor, and both distributions in place.
+$(VENV)/.installed: $(VENV)/.created requirements/runtime.txt pyproject.toml clients/python/pyproject.toml clients/python/conveyor/version.py
+	$(PIP) --require-hashes -r requirements/runtime.txt
+	$(PIP) --no-deps --no-build-isolation -e clients/python -e .
+	@touch $@
+
+# What developing needs besides.
+$(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
+	$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
