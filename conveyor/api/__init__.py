@@ -1,0 +1,1 @@
+"""The public API: one servicer per service, validation and errors."""

@@ -1,0 +1,1 @@
+"""The pure core: what happens to a run, without I/O, clock or randomness."""

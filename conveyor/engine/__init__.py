@@ -1,0 +1,1 @@
+"""The engine: takes events in, asks the core, commits, and dispatches."""

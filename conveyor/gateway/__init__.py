@@ -1,0 +1,1 @@
+"""The gateway: sessions of workers and their streams."""

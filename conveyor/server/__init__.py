@@ -1,0 +1,1 @@
+"""The server: configuration, composition and the command line."""

@@ -1,0 +1,1 @@
+"""The stored state: keys, codec, runs and the objects that users write."""

@@ -1,0 +1,1 @@
+"""The watch hub: every change of every run, to whoever subscribed."""
