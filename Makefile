@@ -47,8 +47,8 @@ release-image: $(VENV)/.dev ## Make today's protos the ones that must not break
 bench: $(VENV)/.dev tools ## Measure; ARGS="--json FILE" also writes the numbers
 	$(BIN)/python -m bench $(ARGS)
 
-wheels: $(VENV)/.installed ## Build both wheels into dist/
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . clients/python
+wheels: $(VENV)/.installed ## Build both wheels and check them, installed in an environment of their own
+	$(BIN)/python scripts/check_wheels.py
 
 lock: $(VENV)/.installed ## Resolve requirements/*.txt anew
 	$(PIP) uv

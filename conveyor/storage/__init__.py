@@ -1,0 +1,1 @@
+"""The records as the store keeps them, for the server alone."""

@@ -1,0 +1,27 @@
+"""What holds for all tests."""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import conveyor
+import pytest
+from blockbuster import BlockBuster
+
+
+def at(path: str) -> ModuleType:
+    """Returns a module that stands for `path`: BlockBuster looks only at the first path of each."""
+    module = ModuleType("conveyor")
+    module.__path__ = [path]
+    return module
+
+
+PORTIONS = [at(path) for path in conveyor.__path__]
+
+
+@pytest.fixture(autouse=True)
+def event_loop_never_blocks() -> Iterator[None]:
+    """Makes a blocking call on an event loop an error, where our code is what calls."""
+    blockbuster = BlockBuster(scanned_modules=PORTIONS)
+    blockbuster.activate()
+    yield
+    blockbuster.deactivate()
