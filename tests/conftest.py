@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from types import ModuleType
 
-import conveyor
 import pytest
 from blockbuster import BlockBuster
+
+import conveyor
 
 
 def at(path: str) -> ModuleType:
