@@ -5,37 +5,49 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
-# Where the code of which protos goes: the client's distribution has what is public, the server's the rest.
-TARGETS = {
-    "clients/python": ["v1"],
-    ".": ["etcd", "reflection", "storage"],
-}
+import gotool
 
-
-def generate(packages: list[str], out: Path) -> dict[Path, bytes]:
-    """Returns the generated files by their path under `out`'s root."""
-    protos = [f"proto/conveyor/{package}" for package in packages]
-    protos = [proto for proto in protos if any((ROOT / proto).rglob("*.proto"))]
-    if protos:
-        # The plugins are scripts beside the interpreter of the virtual environment.
-        env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        paths = [word for proto in protos for word in ("--path", proto)]
-        subprocess.run(["buf", "generate", "-o", out, *paths], cwd=ROOT, env=env, check=True)
-    # mypy-protobuf writes a service stub for every file, also for those without services.
-    for stub in out.rglob("*_pb2_grpc.pyi"):
-        if not stub.with_suffix(".py").exists():
-            stub.unlink()
-    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+ROOT = gotool.ROOT
+SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi", ".pb.go")
+# The plugins are beside the interpreter of the virtual environment and among the tools.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), str(gotool.TOOLS / "bin"), os.environ["PATH"]])
 
 
-def committed(packages: list[str], root: Path) -> dict[Path, bytes]:
-    """Returns the generated files that are there."""
-    folders = [root / "conveyor" / package for package in packages]
-    files = [path for folder in folders for path in folder.rglob("*") if path.name.endswith(SUFFIXES)]
-    return {path.relative_to(root): path.read_bytes() for path in files}
+class Target(NamedTuple):
+    """A folder, and the packages of proto/conveyor whose code goes there."""
+
+    folder: str
+    template: str
+    packages: list[str]
+
+    def generated(self) -> dict[Path, bytes]:
+        """Returns what the protos give."""
+        protos = [f"proto/conveyor/{package}" for package in self.packages]
+        paths = [word for proto in protos if any((ROOT / proto).rglob("*.proto")) for word in ("--path", proto)]
+        with tempfile.TemporaryDirectory() as out:
+            command = ["buf", "generate", "--template", self.template, "-o", out, *paths]
+            subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": PATH}, check=True)
+            # mypy-protobuf writes a service stub for every file, also for those without services.
+            for stub in Path(out).rglob("*_pb2_grpc.pyi"):
+                if not stub.with_suffix(".py").exists():
+                    stub.unlink()
+            return {path.relative_to(out): path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
+
+    def committed(self) -> dict[Path, bytes]:
+        """Returns what is there."""
+        root = ROOT / self.folder
+        files = [path for package in self.packages for path in (root / "conveyor" / package).rglob("*")]
+        return {path.relative_to(root): path.read_bytes() for path in files if path.name.endswith(SUFFIXES)}
+
+
+# The clients have what is public, the server's distribution the rest.
+PYTHON = [
+    Target("clients/python", "buf.gen.yaml", ["v1"]),
+    Target(".", "buf.gen.yaml", ["etcd", "reflection", "storage"]),
+]
+GO = Target("clients/go", "buf.gen.go.yaml", ["v1"])
 
 
 def write(path: Path, content: bytes | None) -> None:
@@ -48,18 +60,17 @@ def write(path: Path, content: bytes | None) -> None:
 
 def main() -> None:
     check = sys.argv[1:] == ["--check"]
+    has_go = gotool.build("protoc-gen-go", "google.golang.org/protobuf/cmd/protoc-gen-go") and gotool.build(
+        "protoc-gen-go-grpc", "google.golang.org/grpc/cmd/protoc-gen-go-grpc"
+    )
     stale = []
-    for target, packages in TARGETS.items():
-        root = ROOT / target
-        with tempfile.TemporaryDirectory() as folder:
-            new = generate(packages, Path(folder))
-        old = committed(packages, root)
+    for target in [*PYTHON, GO] if has_go else PYTHON:
+        new, old = target.generated(), target.committed()
         for path in sorted(new.keys() | old.keys()):
-            if new.get(path) == old.get(path):
-                continue
-            stale.append((root / path).relative_to(ROOT))
-            if not check:
-                write(root / path, new.get(path))
+            if new.get(path) != old.get(path):
+                stale.append(Path(target.folder, path))
+                if not check:
+                    write(ROOT / target.folder / path, new.get(path))
     if check and stale:
         sys.exit("\n  ".join(["these files are not what the protos give; run `make gen`:", *map(str, stale)]))
     for path in stale:

@@ -1,4 +1,4 @@
-"""Builds the tools of the tests that are written in Go, from the modules that tools/ pins, into .tools/bin."""
+"""Builds the tools that are written in Go, from the modules that tools/ pins, into .tools/bin."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".tools"
 
 
-def build(name: str, package: str) -> None:
+def build(name: str, package: str) -> bool:
     """Builds `package` in the module tools/NAME, unless that was done since its files changed.
 
-    Without the tool some tests can't run: then this says so, and fails in CI.
+    When it can't be built, this says so, returns False, and fails in CI.
     """
     module, program = ROOT / "tools" / name, TOOLS / "bin" / name
     if program.exists() and program.stat().st_mtime >= max(path.stat().st_mtime for path in module.iterdir()):
-        return
+        return True
     print(f"building {name} …", file=sys.stderr)
     new = program.with_suffix(".new")
     env = os.environ | {"CGO_ENABLED": "0"}
@@ -26,13 +26,14 @@ def build(name: str, package: str) -> None:
         for go in compilers():
             if subprocess.run([go, "build", "-trimpath", "-o", new, package], cwd=module, env=env).returncode == 0:
                 new.replace(program)
-                return
+                return True
     except (OSError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
-    message = f"SKIPPED: {name} can't be built here, so the tests that need it will not run"
+    message = f"SKIPPED: {name} can't be built here, so what needs it is left out"
     if os.environ.get("CI"):
         sys.exit(message)
     print(message, file=sys.stderr)
+    return False
 
 
 def compilers() -> Iterator[str]:
