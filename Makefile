@@ -42,7 +42,7 @@ gen-check: $(VENV)/.dev ## Check the protos, their generated code, and that no r
 	$(BIN)/python scripts/gen.py --check
 
 release-image: $(VENV)/.dev ## Make today's protos the ones that must not break
-	$(BIN)/buf build -o proto/released.binpb
+	$(BIN)/buf build --exclude-source-info -o proto/released.binpb
 
 bench: $(VENV)/.dev tools ## Measure; ARGS="--json FILE" also writes the numbers
 	$(BIN)/python -m bench $(ARGS)
