@@ -451,6 +451,7 @@ class RunSpec(_message.Message):
     PIPELINE_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
     params: _builtins.bytes
     """A serialized google.protobuf.Struct: the values of the parameters."""
     @_builtins.property
@@ -461,16 +462,21 @@ class RunSpec(_message.Message):
     def resource(self) -> _resource_pb2.Resource:
         """The resource."""
 
+    @_builtins.property
+    def inherited(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRecord]:
+        """The steps that were taken over from the run that this one retries."""
+
     def __init__(
         self,
         *,
         pipeline: _pipeline_pb2.Pipeline | None = ...,
         resource: _resource_pb2.Resource | None = ...,
         params: _builtins.bytes = ...,
+        inherited: _abc.Iterable[Global___StepRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "resource", b"resource"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "pipeline", b"pipeline", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inherited", b"inherited", "params", b"params", "pipeline", b"pipeline", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

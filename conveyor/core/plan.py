@@ -1,0 +1,172 @@
+"""A pipeline's snapshot in the form that decisions need: indexes instead of names, all defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+
+from conveyor.v1 import pipeline_pb2
+
+SECOND = 1_000_000
+"""Microseconds; all times and durations of the core are in this unit."""
+
+DEFAULT_STEP_TIMEOUT = 3600 * SECOND
+DEFAULT_RUN_TIMEOUT = 24 * 3600 * SECOND
+DEFAULT_FINALLY_TIMEOUT = 3600 * SECOND
+DEFAULT_MAX_ATTEMPTS = 3
+DEFAULT_INITIAL_BACKOFF = 1 * SECOND
+DEFAULT_MAX_BACKOFF = 60 * SECOND
+DEFAULT_MULTIPLIER = 2.0
+DEFAULT_JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlan:
+    """How often an attempt may fail, and the waits in between (microseconds)."""
+
+    max_attempts: int = 1
+    initial: int = DEFAULT_INITIAL_BACKOFF
+    maximum: int = DEFAULT_MAX_BACKOFF
+    multiplier: float = DEFAULT_MULTIPLIER
+    jitter: float = DEFAULT_JITTER
+
+    def backoff(self, failures: int, jitter: float) -> int:
+        """The wait after the failure number `failures` (from 1); `jitter` from 0 to 1 picks the place in its range."""
+        # The exponent is bounded: the wait has reached its maximum long before, and floats overflow at 1024.
+        base = min(self.initial * self.multiplier ** min(failures - 1, 60), float(self.maximum))
+        return int(base * (1 + self.jitter * (2 * jitter - 1)))
+
+
+NO_RETRY = RetryPlan()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds (0: no bound)."""
+
+    index: int
+    id: str
+    driver: str
+    needs: tuple[int, ...]
+    dependents: tuple[int, ...]
+    rule: pipeline_pb2.TriggerRule.ValueType
+    allow_failure: bool
+    is_finally: bool
+    timeout: int
+    queue_timeout: int
+    retry: RetryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps in snapshot order, finally steps last: the first `main` ones are the others."""
+
+    steps: tuple[PlanStep, ...]
+    index: Mapping[str, int]
+    main: int
+    is_list: bool
+    fail_fast: bool
+    broadcast: bool
+    timeout: int
+    finally_timeout: int
+    ancestors: tuple[int, ...]
+
+    def inputs(self, index: int) -> Sequence[int]:
+        """The steps whose results the step receives: all before it, all ancestors in a graph, or all main ones."""
+        if index >= self.main:
+            return range(self.main)
+        if self.is_list:
+            return range(index)
+        mask = self.ancestors[index]
+        found = []
+        while mask:
+            low = mask & -mask
+            found.append(low.bit_length() - 1)
+            mask ^= low
+        return found
+
+
+def micros(duration: Duration) -> int:
+    """The duration in microseconds."""
+    return duration.seconds * SECOND + duration.nanos // 1000
+
+
+def _retry_plan(step: pipeline_pb2.Step) -> RetryPlan:
+    if not step.HasField("retry"):
+        return NO_RETRY
+    retry = step.retry
+    initial = micros(retry.initial_backoff) if retry.HasField("initial_backoff") else DEFAULT_INITIAL_BACKOFF
+    maximum = micros(retry.max_backoff) if retry.HasField("max_backoff") else max(DEFAULT_MAX_BACKOFF, initial)
+    return RetryPlan(
+        max_attempts=retry.max_attempts if retry.HasField("max_attempts") else DEFAULT_MAX_ATTEMPTS,
+        initial=initial,
+        maximum=maximum,
+        multiplier=retry.multiplier if retry.HasField("multiplier") else DEFAULT_MULTIPLIER,
+        jitter=retry.jitter if retry.HasField("jitter") else DEFAULT_JITTER,
+    )
+
+
+def _ancestor_masks(needs: Sequence[tuple[int, ...]], dependents: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """For each step the set of its direct and indirect needs, as a bit mask; linear in steps and edges."""
+    masks = [0] * len(needs)
+    open_needs = [len(n) for n in needs]
+    order = [i for i, n in enumerate(needs) if not n]
+    for index in order:
+        below = masks[index] | (1 << index)
+        for dependent in dependents[index]:
+            masks[dependent] |= below
+            open_needs[dependent] -= 1
+            if not open_needs[dependent]:
+                order.append(dependent)
+    return tuple(masks)
+
+
+def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
+    """The plan of a pipeline that was validated before; a pipeline without a name is a broadcast."""
+    main = len(pipeline.steps)
+    sources = [*pipeline.steps, *pipeline.finally_steps]
+    index = {step.id: i for i, step in enumerate(sources)}
+    is_list = pipeline.order != pipeline_pb2.ORDER_GRAPH
+    needs: list[tuple[int, ...]] = []
+    dependents: list[list[int]] = [[] for _ in sources]
+    for i, step in enumerate(sources):
+        if i >= main:
+            before: tuple[int, ...] = ()
+        elif is_list:
+            before = (i - 1,) if i else ()
+        else:
+            before = tuple(dict.fromkeys(index[need] for need in step.needs))
+        needs.append(before)
+        for need in before:
+            dependents[need].append(i)
+    steps = tuple(
+        PlanStep(
+            index=i,
+            id=step.id,
+            driver=step.driver,
+            needs=needs[i],
+            dependents=tuple(dependents[i]),
+            rule=step.trigger_rule or pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS,
+            allow_failure=step.allow_failure,
+            is_finally=i >= main,
+            timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
+            queue_timeout=micros(step.queue_timeout) if step.HasField("queue_timeout") else 0,
+            retry=_retry_plan(step),
+        )
+        for i, step in enumerate(sources)
+    )
+    return Plan(
+        steps=steps,
+        index=index,
+        main=main,
+        is_list=is_list,
+        fail_fast=pipeline.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE,
+        broadcast=not pipeline.name,
+        timeout=micros(pipeline.timeout) if pipeline.HasField("timeout") else DEFAULT_RUN_TIMEOUT,
+        finally_timeout=(
+            micros(pipeline.finally_timeout) if pipeline.HasField("finally_timeout") else DEFAULT_FINALLY_TIMEOUT
+        ),
+        ancestors=() if is_list else _ancestor_masks(needs, dependents),
+    )

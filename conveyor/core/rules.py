@@ -1,0 +1,48 @@
+"""What a finished need means: the trigger rules, in Airflow's words."""
+
+from __future__ import annotations
+
+from conveyor.core.plan import Plan
+from conveyor.v1 import pipeline_pb2, run_pb2
+
+STOPPED_BY_FAIL_FAST = frozenset({pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS, pipeline_pb2.TRIGGER_RULE_NONE_FAILED})
+"""Steps with one of these rules have nothing left to wait for once the run is to fail."""
+
+
+def judge(plan: Plan, states: bytes | bytearray, index: int) -> run_pb2.StepReason.ValueType:
+    """Whether a step whose needs are all terminal runs: STEP_REASON_UNSPECIFIED if so, else why it is skipped."""
+    step = plan.steps[index]
+    if step.rule == pipeline_pb2.TRIGGER_RULE_ALL_DONE:
+        return run_pb2.STEP_REASON_UNSPECIFIED
+    failed = skipped = any_failed = False
+    for need in step.needs:
+        state = states[need]
+        if state == run_pb2.STEP_STATE_FAILED:
+            any_failed = True
+            failed = failed or not plan.steps[need].allow_failure
+        elif state == run_pb2.STEP_STATE_CANCELLED:
+            failed = True
+        elif state == run_pb2.STEP_STATE_SKIPPED:
+            skipped = True
+    if step.rule == pipeline_pb2.TRIGGER_RULE_ONE_FAILED:
+        return run_pb2.STEP_REASON_UNSPECIFIED if any_failed else run_pb2.STEP_REASON_NO_NEED_FAILED
+    if failed:
+        return run_pb2.STEP_REASON_NEED_FAILED
+    if skipped and step.rule == pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS:
+        return run_pb2.STEP_REASON_NEED_SKIPPED
+    return run_pb2.STEP_REASON_UNSPECIFIED
+
+
+def outcome(
+    plan: Plan, states: bytes | bytearray
+) -> tuple[run_pb2.RunState.ValueType, run_pb2.RunReason.ValueType, int]:
+    """How a run whose steps are all terminal ends, why, and the step that decided it (-1: none)."""
+    cancelled = -1
+    for index, state in enumerate(states):
+        if state == run_pb2.STEP_STATE_FAILED and not plan.steps[index].allow_failure:
+            return run_pb2.RUN_STATE_FAILED, run_pb2.RUN_REASON_STEP_FAILED, index
+        if state == run_pb2.STEP_STATE_CANCELLED and not plan.steps[index].allow_failure and cancelled < 0:
+            cancelled = index
+    if cancelled >= 0:
+        return run_pb2.RUN_STATE_FAILED, run_pb2.RUN_REASON_STEP_CANCELLED, cancelled
+    return run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_REASON_UNSPECIFIED, -1
