@@ -1,7 +1,10 @@
 """The store: the port in `port`, and its drivers behind `open_sqlite` and `open_etcd`."""
 
+from conveyor.store.etcd import EtcdStore
+from conveyor.store.etcd_client import Tls
 from conveyor.store.sqlite import SqliteStore
 
 open_sqlite = SqliteStore.open
+open_etcd = EtcdStore.open
 
-__all__ = ["SqliteStore", "open_sqlite"]
+__all__ = ["EtcdStore", "SqliteStore", "Tls", "open_etcd", "open_sqlite"]
