@@ -75,7 +75,7 @@ class Watch:
         """One stream, until it is to be opened anew. Raises a StoreError when it broke."""
         endpoint = await self._client.endpoint()
         call = endpoint.stream(WATCH)(metadata=await self._client.metadata(endpoint))
-        progress = asyncio.ensure_future(self._ask_for_progress(endpoint, call))
+        attendant = asyncio.ensure_future(self._attend(endpoint, call))
         try:
             create = pb.WatchCreateRequest(
                 key=self._key,
@@ -119,27 +119,31 @@ class Watch:
                 raise Unavailable("the store is closed") from None
             raise
         finally:
-            progress.cancel()
+            attendant.cancel()
             call.cancel()
 
     def _passed(self, changes: list[Change]) -> Changes:
         self._position = changes[-1].mod_revision
         return Changes(self._position, tuple(changes))
 
-    async def _ask_for_progress(
+    async def _attend(
         self, endpoint: Endpoint, call: grpc.aio.StreamStreamCall[pb.WatchRequest, pb.WatchResponse]
     ) -> None:
-        """Keep the position of an idle watch ahead of compaction.
+        """Beside the reading of a stream: keep the position ahead of compaction, and end the stream on `close`.
 
-        Older servers may answer ahead of events that are still to come. Those only say it by themselves, every ten
-        minutes; behind them an idle watch that is interrupted may get a Reset.
+        Older servers may answer a progress request ahead of events that are still to come. Those only say by
+        themselves, every ten minutes, how far they are; an idle watch that is interrupted may get a Reset there.
         """
-        if not tells_true_progress(endpoint.version):
-            return
+        interval = _PROGRESS_S if tells_true_progress(endpoint.version) else None
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
-                await asyncio.sleep(_PROGRESS_S)
-                await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+                try:
+                    await asyncio.wait_for(self._closed.wait(), interval)
+                except TimeoutError:
+                    await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+                else:
+                    call.cancel()
+                    return
 
 
 def tells_true_progress(version: tuple[int, ...]) -> bool:
