@@ -1,0 +1,50 @@
+"""How much of everything is accepted. In bytes unless stated otherwise; docs/limits.md says why each is what it is."""
+
+from __future__ import annotations
+
+MESSAGE_BYTES = 4 << 20
+"""A gRPC message, in either direction."""
+
+PAGE_BYTES = 2 << 20
+"""A page of a list ends here, so that it fits into a message with whatever its last object is."""
+
+NAME_LENGTH = 63
+LABELS = 64
+LABEL_KEY_BYTES = 128
+LABEL_VALUE_BYTES = 256
+REQUEST_ID_BYTES = 128
+
+STRUCT_NESTING = 32
+"""Levels of objects and lists in free-form values; protobuf itself reads back little more within its messages."""
+
+SPEC_BYTES = 256 << 10
+"""A spec or a schema, as JSON."""
+
+STORED_STRUCT_BYTES = 288 << 10
+"""The same as it is stored. Small numbers take more room there than in JSON; a commit holds three copies of a spec."""
+
+PIPELINE_BYTES = 448 << 10
+"""A pipeline with its context, as it is stored."""
+
+STEPS = 1000
+"""Steps of a pipeline, finally steps included."""
+
+DESCRIPTION_BYTES = 4 << 10
+STEP_DESCRIPTION_BYTES = 1 << 10
+CANCEL_MESSAGE_BYTES = 1 << 10
+
+RESULT_DATA_BYTES = 64 << 10
+"""Data of a result, as JSON."""
+
+RESULT_MESSAGE_BYTES = 4 << 10
+RUN_RESULTS_BYTES = 512 << 10
+"""All results of a run together, as they are stored."""
+
+LOG_LINE_BYTES = 256 << 10
+"""Longer lines are split."""
+
+ATTEMPTS = 100
+"""What a retry policy may allow."""
+
+GENERATIONS = 64
+"""How many generations of an object are kept; so many that a delete takes them all along in one commit."""

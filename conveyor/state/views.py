@@ -1,0 +1,204 @@
+"""Stored records as the public API shows them. Tokens never appear.
+
+`basic_run` runs on every change of every run, hence its plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf import struct_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from conveyor.core import limits
+from conveyor.core.plan import DEFAULT_MAX_ATTEMPTS
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
+
+SKIP_MESSAGES: dict[int, str] = {
+    run_pb2.STEP_REASON_NEED_FAILED: "a step that it needs failed or was cancelled",
+    run_pb2.STEP_REASON_NEED_SKIPPED: "a step that it needs was skipped",
+    run_pb2.STEP_REASON_NO_NEED_FAILED: "none of the steps that it needs failed, and it runs only after a failure",
+    run_pb2.STEP_REASON_FAIL_FAST: "another step failed, and the pipeline stops at the first failure",
+    run_pb2.STEP_REASON_RUN_CANCELLED: "the run was cancelled before it started",
+    run_pb2.STEP_REASON_RUN_TIMED_OUT: "the run timed out before it started",
+    run_pb2.STEP_REASON_NOT_REPORTED: "its driver did not answer in time",
+    run_pb2.STEP_REASON_CONDITION_FALSE: "its condition was false",
+}
+"""What a step without a record says about why it never ran."""
+
+_FULL_RUN_BYTES = 3 << 20
+_SHORT_TEXT = 256
+
+
+def etag(mod_revision: int) -> str:
+    """The etag of what was last changed in this revision."""
+    return f"{mod_revision:x}"
+
+
+def timestamp(micros: int) -> Timestamp | None:
+    """The time, or None for 0."""
+    if not micros:
+        return None
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def basic_run(head: storage_pb2.RunHead, mod_revision: int) -> run_pb2.Run:
+    """The run without steps, snapshots and parameters."""
+    # Assignments: this takes 4 µs, a constructor with keywords 8.
+    run = run_pb2.Run()
+    run.namespace = head.namespace
+    run.id = head.id
+    run.pipeline = head.pipeline
+    run.pipeline_generation = head.pipeline_generation
+    run.definition = head.definition
+    run.resource = head.resource
+    run.resource_generation = head.resource_generation
+    run.state = head.state
+    if head.reason:
+        run.reason = head.reason
+    if head.message:
+        run.message = head.message
+    if head.labels:
+        run.labels.update(head.labels)
+    _set_time(run.create_time, head.create_time)
+    if head.start_time:
+        _set_time(run.start_time, head.start_time)
+    if head.end_time:
+        _set_time(run.end_time, head.end_time)
+    _set_time(run.update_time, head.update_time)
+    if head.parent_run:
+        run.parent_run = head.parent_run
+    run.etag = f"{mod_revision:x}"
+    run.step_states.extend(head.step_states)  # type: ignore[arg-type]  # each byte is a state
+    if head.cancel_message:
+        run.cancel_message = head.cancel_message
+    if head.deadline:
+        _set_time(run.deadline, head.deadline)
+    return run
+
+
+def step_run(
+    run: str,
+    step: pipeline_pb2.Step,
+    is_finally: bool,
+    state: int,
+    reason: int,
+    record: storage_pb2.StepRecord | None,
+) -> run_pb2.StepRun:
+    """One step of a run. `state` and `reason` are the head's, `record` is None for a step that never was QUEUED."""
+    view = run_pb2.StepRun(
+        run=run,
+        step=step.id,
+        driver=step.driver,
+        state=state,  # type: ignore[arg-type]
+        reason=reason,  # type: ignore[arg-type]
+        max_attempts=_max_attempts(step),
+        allow_failure=step.allow_failure,
+        finally_step=is_finally,
+    )
+    if record is None:
+        if state == run_pb2.STEP_STATE_SKIPPED:
+            view.message = SKIP_MESSAGES.get(reason, "")
+        return view
+    view.message = record.message or (SKIP_MESSAGES.get(reason, "") if state == run_pb2.STEP_STATE_SKIPPED else "")
+    view.attempt = record.attempt
+    view.inherited = record.inherited
+    _set_time(view.queue_time, record.queue_time)
+    _set_time(view.start_time, record.start_time)
+    _set_time(view.end_time, record.end_time)
+    if state in (run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING):
+        _set_time(view.next_time, record.next_time)
+    if record.HasField("result"):
+        view.result.CopyFrom(_result(record.result))
+    view.attempts.extend(_attempt(attempt) for attempt in record.attempts)
+    return view
+
+
+def full_run(
+    head: storage_pb2.RunHead,
+    mod_revision: int,
+    spec: storage_pb2.RunSpec,
+    records: Sequence[storage_pb2.StepRecord | None],
+) -> run_pb2.Run:
+    """The run with all that belongs to it; `records` are in the order of the snapshot.
+
+    It always fits into a message: of runs with very many long texts, the attempts lose theirs first.
+    """
+    run = basic_run(head, mod_revision)
+    pipeline = spec.pipeline
+    steps = [*pipeline.steps, *pipeline.finally_steps]
+    main = len(pipeline.steps)
+    run.steps.extend(
+        step_run(head.id, step, i >= main, head.step_states[i], head.step_reasons[i], records[i])
+        for i, step in enumerate(steps)
+    )
+    run.pipeline_snapshot.CopyFrom(pipeline)
+    run.resource_snapshot.CopyFrom(spec.resource)
+    if spec.params:
+        run.params.ParseFromString(spec.params)
+    if run.ByteSize() > _FULL_RUN_BYTES:
+        _shorten(run)
+    return run
+
+
+def _max_attempts(step: pipeline_pb2.Step) -> int:
+    if not step.HasField("retry"):
+        return 1
+    return step.retry.max_attempts if step.retry.HasField("max_attempts") else DEFAULT_MAX_ATTEMPTS
+
+
+def _set_time(target: Timestamp, micros: int) -> None:
+    if micros:
+        target.seconds = micros // 1_000_000
+        target.nanos = micros % 1_000_000 * 1000
+
+
+def _result(stored: storage_pb2.StoredResult) -> result_pb2.DriverResult:
+    result = result_pb2.DriverResult(outcome=stored.outcome, message=stored.message)
+    if stored.data:
+        result.data.CopyFrom(struct_pb2.Struct.FromString(stored.data))
+    if stored.HasField("retryable"):
+        result.retryable = stored.retryable
+    return result
+
+
+def _attempt(record: storage_pb2.AttemptRecord) -> run_pb2.Attempt:
+    return run_pb2.Attempt(
+        number=record.number,
+        worker=record.worker,
+        transport=record.transport,
+        start_time=timestamp(record.start_time),
+        end_time=timestamp(record.end_time),
+        state=record.state,
+        reason=record.reason,
+        message=record.message,
+        late_results=[
+            run_pb2.LateResult(
+                time=timestamp(late.time), disposition=late.disposition, outcome=late.outcome, message=late.message
+            )
+            for late in record.late_results
+        ],
+    )
+
+
+def _shorten(run: run_pb2.Run) -> None:
+    """Cut texts until the run fits: first those of attempts, then those of steps, then the attempts themselves."""
+    for step in run.steps:
+        for attempt in step.attempts:
+            attempt.message = _cut(attempt.message)
+            del attempt.late_results[:]
+    if run.ByteSize() <= _FULL_RUN_BYTES:
+        return
+    for step in run.steps:
+        step.message = _cut(step.message)
+        if step.HasField("result"):
+            step.result.message = _cut(step.result.message)
+    if run.ByteSize() <= limits.MESSAGE_BYTES - _FULL_RUN_BYTES // 16:
+        return
+    for step in run.steps:
+        del step.attempts[:-1]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"
