@@ -1,0 +1,119 @@
+"""Real etcd servers for tests: found, started on ports that are free, and stopped."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / ".tools"
+VERSIONS = ("3.4", "3.7")
+_START_S = 60
+_SERVING = '"msg":"serving client traffic'
+
+
+def binary(version: str) -> Path:
+    """The etcd of a version. Without it the test is skipped, or fails in CI, where nothing may be missing."""
+    candidates = [TOOLS / f"etcd-{version}" / "etcd"]
+    if on_path := shutil.which("etcd"):
+        candidates.append(Path(on_path))
+    for candidate in candidates:
+        if candidate.exists() and f"etcd Version: {version}." in _version(candidate):
+            return candidate
+    message = f"no etcd {version} is here: run scripts/fetch_etcd.py"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def _version(program: Path) -> str:
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+class Etcd:
+    """One member in a process of its own. Methods block; a coroutine calls them by `asyncio.to_thread`."""
+
+    def __init__(self, program: Path, directory: Path, arguments: Sequence[str] = (), scheme: str = "http") -> None:
+        self._program = program
+        self._directory = directory
+        self._arguments = list(arguments)
+        self._scheme = scheme
+        self._token = secrets.token_hex(8)
+        self._process: subprocess.Popen[str] | None = None
+        self._log: deque[str] = deque(maxlen=200)
+        self.address = "127.0.0.1:0"
+        """`host:port`, known from the first start on and kept over restarts."""
+
+    @property
+    def url(self) -> str:
+        """The client URL."""
+        return f"{self._scheme}://{self.address}"
+
+    def start(self) -> None:
+        """Returns when the server serves clients, with the data of an earlier start."""
+        assert self._process is None
+        peer = "http://127.0.0.1:0"
+        command = [
+            *(self._program, "--data-dir", self._directory, "--logger", "zap", "--log-outputs", "stderr"),
+            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"),
+            *("--initial-cluster-token", self._token),
+            *self._arguments,
+        ]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        serving = threading.Event()
+        threading.Thread(target=self._follow, args=(self._process, serving), daemon=True).start()
+        if not serving.wait(_START_S) or self._process.poll() is not None:
+            self.kill()
+            raise RuntimeError("etcd did not start:\n" + "".join(self._log))
+
+    def _follow(self, process: subprocess.Popen[str], serving: threading.Event) -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for line in lines:
+                self._log.append(line)
+                if _SERVING in line:
+                    self.address = line.split('"address":"')[1].split('"')[0]
+                    serving.set()
+        # The end of the log is the end of the process.
+        serving.set()
+
+    def kill(self) -> None:
+        """SIGKILL; `start` may follow."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM; `start` may follow. A server that does not run is no error."""
+        if self._process is not None:
+            self.resume()
+            self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        try:
+            self._process.wait(_START_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
