@@ -1,0 +1,77 @@
+"""When which run wants a Tick."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+from collections.abc import Awaitable, Callable
+
+from conveyor.engine.clock import Now
+
+RunKey = tuple[str, str]
+"""Namespace and run id."""
+
+_BUCKET = 20_000  # microseconds: how late a timer may be, against how many sets there are
+_LONGEST_SLEEP = 1.0
+
+
+class Timers:
+    """The earliest due time of each run, in buckets, so that setting and forgetting cost the same for any number."""
+
+    def __init__(self, now: Now) -> None:
+        self._now = now
+        self._bucket_of: dict[RunKey, int] = {}
+        self._buckets: dict[int, set[RunKey]] = {}
+        self._heap: list[int] = []
+        self._earlier = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._bucket_of)
+
+    def set(self, key: RunKey, time: int) -> None:
+        """Have the run ticked at `time` (microseconds) or soon after, unless it is due earlier anyway."""
+        bucket = time // _BUCKET + 1
+        known = self._bucket_of.get(key)
+        if known is not None:
+            if known <= bucket:
+                return
+            self._buckets[known].discard(key)
+        self._bucket_of[key] = bucket
+        members = self._buckets.get(bucket)
+        if members is None:
+            members = self._buckets[bucket] = set()
+            heapq.heappush(self._heap, bucket)
+            if self._heap[0] == bucket:
+                self._earlier.set()
+        members.add(key)
+
+    def forget(self, key: RunKey) -> None:
+        """The run needs no Tick any more."""
+        bucket = self._bucket_of.pop(key, None)
+        if bucket is not None:
+            self._buckets[bucket].discard(key)
+
+    def due(self) -> list[RunKey]:
+        """Take out all runs whose time has come."""
+        found: list[RunKey] = []
+        current = self._now() // _BUCKET
+        while self._heap and self._heap[0] <= current:
+            for key in self._buckets.pop(heapq.heappop(self._heap)):
+                del self._bucket_of[key]
+                found.append(key)
+        return found
+
+    async def run(self, tick: Callable[[RunKey], Awaitable[None]]) -> None:
+        """Tick due runs for ever; `tick` must not raise."""
+        while True:
+            self._earlier.clear()
+            due = self.due()
+            if due:
+                await asyncio.gather(*(tick(key) for key in due))
+                continue
+            wait = _LONGEST_SLEEP
+            if self._heap:
+                wait = min(wait, max(0.0, (self._heap[0] * _BUCKET - self._now()) / 1e6))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._earlier.wait(), wait)

@@ -1,0 +1,226 @@
+"""The pool: which workers are connected here, what they have, and which steps wait for them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from conveyor.v1 import worker_pb2
+
+DriverKey = tuple[str, str]
+"""Namespace and driver name."""
+
+
+class Outbox(Protocol):
+    """Where a worker's stream takes what it must send. Neither method waits or raises."""
+
+    def assign(self, assignment: worker_pb2.Assignment) -> None:
+        """Send an assignment."""
+        ...
+
+    def stop(self, cancellation: worker_pb2.Cancellation) -> None:
+        """Tell the worker to stop an attempt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An attempt that a worker has."""
+
+    namespace: str
+    run: str
+    index: int
+    step: str
+    attempt: int
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One session: a worker as this process sees it; it survives a reconnect, with another outbox.
+
+    `outbox` is None while no stream is open. `held` maps tokens to attempts, a claim that is being stored included.
+    """
+
+    namespace: str
+    driver: str
+    session: str
+    name: str
+    slots: int
+    definitions: frozenset[str] = frozenset()
+    labels: dict[str, str] = field(default_factory=dict)
+    sdk: str = ""
+    connect_time: int = 0
+    outbox: Outbox | None = None
+    draining: bool = False
+    held: dict[str, Held] = field(default_factory=dict)
+    listed: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether it may be given another attempt now."""
+        return self.outbox is not None and not self.draining and len(self.held) < self.slots
+
+    def takes(self, definition: str) -> bool:
+        """Whether it wants steps for resources of this definition."""
+        return not self.definitions or definition in self.definitions
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A queued step that waits for a worker."""
+
+    namespace: str
+    driver: str
+    definition: str
+    run: str
+    index: int
+
+
+@dataclass(slots=True)
+class _Belt:
+    """All workers of one driver, and all steps that wait for it."""
+
+    workers: dict[str, Worker] = field(default_factory=dict)
+    free: deque[Worker] = field(default_factory=deque)
+    waiting: dict[str, list[tuple[int, int, Waiter]]] = field(default_factory=dict)
+
+
+class Pool:
+    """All workers that are connected to this process. Nothing here waits, so nothing interleaves."""
+
+    def __init__(self) -> None:
+        self._belts: dict[DriverKey, _Belt] = {}
+        self._by_session: dict[str, Worker] = {}
+        self._by_token: dict[str, Worker] = {}
+        self._waiting: set[Waiter] = set()
+        self._order = itertools.count()
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._by_session.values())
+
+    # Workers
+
+    def add(self, worker: Worker) -> None:
+        """Know a session."""
+        belt = self._belts.setdefault((worker.namespace, worker.driver), _Belt())
+        belt.workers[worker.session] = worker
+        self._by_session[worker.session] = worker
+        for token in worker.held:
+            self._by_token[token] = worker
+        self.freed(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a session with all that it holds."""
+        belt = self._belts.get((worker.namespace, worker.driver))
+        if belt is not None and belt.workers.pop(worker.session, None) is not None:
+            if worker.listed:
+                belt.free.remove(worker)
+                worker.listed = False
+            self._drop_if_idle((worker.namespace, worker.driver), belt)
+        self._by_session.pop(worker.session, None)
+        for token in worker.held:
+            self._by_token.pop(token, None)
+        worker.held.clear()
+
+    def _drop_if_idle(self, key: DriverKey, belt: _Belt) -> None:
+        if not belt.workers and not belt.waiting:
+            self._belts.pop(key, None)
+
+    def session(self, session: str) -> Worker | None:
+        """The worker of a session, if it belongs to this process."""
+        return self._by_session.get(session)
+
+    def holder(self, token: str) -> Worker | None:
+        """The worker that has the attempt of this token."""
+        return self._by_token.get(token)
+
+    def workers(self, namespace: str, driver: str) -> list[Worker]:
+        """The driver's sessions, those without an open stream included."""
+        belt = self._belts.get((namespace, driver))
+        return list(belt.workers.values()) if belt is not None else []
+
+    def freed(self, worker: Worker) -> None:
+        """The worker may have a free slot now: connected, resized or relieved."""
+        if worker.free and not worker.listed and worker.session in self._by_session:
+            self._belts[(worker.namespace, worker.driver)].free.append(worker)
+            worker.listed = True
+
+    # Attempts
+
+    def reserve(self, namespace: str, driver: str, definition: str) -> Worker | None:
+        """A worker with a free slot that takes the definition, unless other steps wait for one already."""
+        belt = self._belts.get((namespace, driver))
+        if belt is None or belt.waiting.get(definition):
+            return None
+        return self._take(belt, definition)
+
+    def _take(self, belt: _Belt, definition: str) -> Worker | None:
+        """The free worker that has waited longest; it goes to the end of the row."""
+        for _ in range(len(belt.free)):
+            worker = belt.free.popleft()
+            if not worker.free:
+                worker.listed = False
+                continue
+            belt.free.append(worker)
+            if worker.takes(definition):
+                return worker
+        return None
+
+    def hold(self, worker: Worker, token: str, held: Held) -> None:
+        """The worker has this attempt, or will when its claim is stored."""
+        worker.held[token] = held
+        self._by_token[token] = worker
+
+    def release(self, token: str) -> Worker | None:
+        """The attempt has ended, or its claim was not stored. Returns the worker that had it."""
+        worker = self._by_token.pop(token, None)
+        if worker is not None:
+            worker.held.pop(token, None)
+            self.freed(worker)
+        return worker
+
+    # Steps that wait
+
+    def wait(self, waiter: Waiter, ready_time: int) -> None:
+        """Put a step into the row of its driver, by the time since which it waits; once."""
+        if waiter in self._waiting:
+            return
+        self._waiting.add(waiter)
+        belt = self._belts.setdefault((waiter.namespace, waiter.driver), _Belt())
+        row = belt.waiting.setdefault(waiter.definition, [])
+        heapq.heappush(row, (ready_time, next(self._order), waiter))
+
+    def match(self, namespace: str, driver: str) -> tuple[Waiter, Worker] | None:
+        """The step that has waited longest among those for which a worker is free, with that worker."""
+        belt = self._belts.get((namespace, driver))
+        if belt is None or not belt.waiting or not belt.free:
+            return None
+        best: tuple[tuple[int, int, Waiter], Worker] | None = None
+        for definition, row in belt.waiting.items():
+            if best is not None and best[0] < row[0]:
+                continue
+            worker = self._take(belt, definition)
+            if worker is not None:
+                best = (row[0], worker)
+        if best is None:
+            return None
+        waiter = best[0][2]
+        row = belt.waiting[waiter.definition]
+        heapq.heappop(row)
+        if not row:
+            del belt.waiting[waiter.definition]
+        self._waiting.discard(waiter)
+        return waiter, best[1]
+
+    def waiting(self, namespace: str, driver: str) -> int:
+        """How many steps wait for the driver."""
+        belt = self._belts.get((namespace, driver))
+        return sum(len(row) for row in belt.waiting.values()) if belt is not None else 0
+
+    def rows(self) -> list[DriverKey]:
+        """The drivers that steps wait for."""
+        return [key for key, belt in self._belts.items() if belt.waiting]

@@ -1,0 +1,226 @@
+"""Runs in the store: created, loaded, moved on by decisions, listed and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from conveyor.core import errors
+from conveyor.core.model import Decision, RunState, new_run
+from conveyor.core.plan import Plan, compile_plan
+from conveyor.state import keys
+from conveyor.storage.v1 import storage_pb2
+from conveyor.store.port import Guard, KeyValue, Put, Store
+from conveyor.v1 import pipeline_pb2, resource_pb2
+
+_PLANS_KEPT = 1024
+_READS_AT_ONCE = 64
+_DELETES_AT_ONCE = 80
+
+
+@dataclass(slots=True)
+class StoredRun:
+    """A run as the store holds it: its state, the revision of its head, and its snapshot.
+
+    `inputs` keeps what was serialized for assignments, so that it is done once per run and once per result.
+    """
+
+    state: RunState
+    revision: int
+    spec: storage_pb2.RunSpec
+    inputs: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def head(self) -> storage_pb2.RunHead:
+        """The run's head."""
+        return self.state.head
+
+    def moved(self, state: RunState, revision: int) -> StoredRun:
+        """The same run after a commit."""
+        return StoredRun(state, revision, self.spec, self.inputs)
+
+
+@dataclass(slots=True)
+class NewRun:
+    """A run that is about to be stored; `puts` go into the same commit as whatever caused it."""
+
+    run: StoredRun
+    puts: list[Put]
+    guards: list[Guard]
+
+
+class Runs:
+    """The repository of runs. All methods raise the store's errors as they are."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
+
+    def plan(self, pipeline: pipeline_pb2.Pipeline) -> Plan:
+        """The compiled plan of a pipeline; kept, since most runs share one."""
+        if not pipeline.uid:
+            return compile_plan(pipeline)
+        key = (pipeline.uid, pipeline.generation)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = compile_plan(pipeline)
+            if len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        else:
+            self._plans.move_to_end(key)
+        return plan
+
+    def new(
+        self,
+        run_id: str,
+        now: int,
+        namespace: str,
+        pipeline: pipeline_pb2.Pipeline,
+        resource: resource_pb2.Resource,
+        *,
+        labels: Mapping[str, str],
+        params: bytes = b"",
+        parent: str = "",
+        inherited: Sequence[storage_pb2.StepRecord] = (),
+    ) -> StoredRun:
+        """A run that is not stored yet."""
+        head = storage_pb2.RunHead(
+            namespace=namespace,
+            id=run_id,
+            pipeline=pipeline.name,
+            pipeline_generation=pipeline.generation,
+            definition=resource.definition,
+            resource=resource.name,
+            resource_generation=resource.generation,
+            labels=labels,
+            create_time=now,
+            parent_run=parent,
+        )
+        spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
+        return StoredRun(new_run(self.plan(pipeline), head, inherited), 0, spec)
+
+    def creation(self, run: StoredRun, decision: Decision) -> NewRun:
+        """What must be stored for a run that begins with this decision."""
+        head = decision.state.head
+        namespace, run_id = head.namespace, head.id
+        inverted = keys.invert(run_id)
+        puts = _changes(decision)
+        puts.append(Put(keys.spec(namespace, run_id), run.spec.SerializeToString()))
+        if not decision.state.terminal:
+            active = storage_pb2.ActiveRun(create_time=head.create_time)
+            puts.append(Put(keys.active(namespace, run_id), active.SerializeToString()))
+        puts.append(Put(keys.index_runs(namespace) + inverted, b""))
+        puts.append(Put(keys.index_resource(namespace, head.definition, head.resource) + inverted, b""))
+        if head.pipeline:
+            puts.append(Put(keys.index_pipeline(namespace, head.pipeline) + inverted, b""))
+        return NewRun(run.moved(decision.state, 0), puts, [Guard(keys.head(namespace, run_id), 0)])
+
+    async def commit(self, run: StoredRun, decision: Decision) -> StoredRun:
+        """Store what a decision changed, if the head is still the one that it was made from (else Conflict)."""
+        head = decision.state.head
+        deletes = [keys.active(head.namespace, head.id)] if decision.state.terminal and not run.state.terminal else []
+        revision = await self._store.commit(
+            [Guard(keys.head(head.namespace, head.id), run.revision)], _changes(decision), deletes
+        )
+        return run.moved(decision.state, revision)
+
+    async def load(self, namespace: str, run_id: str) -> StoredRun:
+        """The run with all its steps. Raises errors.NotFound."""
+        while True:
+            head_kv, spec_kv = await asyncio.gather(
+                self._store.get(keys.head(namespace, run_id)), self._store.get(keys.spec(namespace, run_id))
+            )
+            if head_kv is None or spec_kv is None:
+                raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
+            listing = await self._store.list(keys.steps_prefix(namespace, run_id))
+            # Steps are written with the head: had one changed since, the steps would belong to a newer head.
+            if all(kv.mod_revision <= head_kv.mod_revision for kv in listing.items):
+                return self._decode(head_kv, spec_kv.value, [kv.value for kv in listing.items])
+
+    def _decode(self, head_kv: KeyValue, spec_value: bytes, step_values: Sequence[bytes]) -> StoredRun:
+        spec = storage_pb2.RunSpec.FromString(spec_value)
+        head = storage_pb2.RunHead.FromString(head_kv.value)
+        records = [*spec.inherited, *(storage_pb2.StepRecord.FromString(value) for value in step_values)]
+        return StoredRun(RunState.of(self.plan(spec.pipeline), head, records), head_kv.mod_revision, spec)
+
+    async def spec(self, namespace: str, run_id: str) -> storage_pb2.RunSpec:
+        """The run's snapshot. Raises errors.NotFound."""
+        kv = await self._store.get(keys.spec(namespace, run_id))
+        if kv is None:
+            raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
+        return storage_pb2.RunSpec.FromString(kv.value)
+
+    async def head(self, namespace: str, run_id: str) -> tuple[storage_pb2.RunHead, int]:
+        """The run's head and its revision. Raises errors.NotFound."""
+        kv = await self._store.get(keys.head(namespace, run_id))
+        if kv is None:
+            raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
+        return storage_pb2.RunHead.FromString(kv.value), kv.mod_revision
+
+    async def heads(self, namespace: str, run_ids: Sequence[str]) -> list[tuple[storage_pb2.RunHead, int] | None]:
+        """The heads of several runs, in their order; None for one that is gone."""
+        found: list[tuple[storage_pb2.RunHead, int] | None] = []
+        for start in range(0, len(run_ids), _READS_AT_ONCE):
+            part = run_ids[start : start + _READS_AT_ONCE]
+            values = await asyncio.gather(*(self._store.get(keys.head(namespace, run)) for run in part))
+            found += [
+                None if kv is None else (storage_pb2.RunHead.FromString(kv.value), kv.mod_revision) for kv in values
+            ]
+        return found
+
+    async def page(self, prefix: str, after: str, limit: int) -> tuple[list[str], bool]:
+        """Ids of runs below an index prefix, newest first, after the id `after` (""), and whether more follow."""
+        listing = await self._store.list(prefix, prefix + keys.invert(after) if after else "", limit, keys_only=True)
+        return [keys.invert(kv.key[len(prefix) :]) for kv in listing.items], listing.more
+
+    async def active(self) -> list[tuple[str, str]]:
+        """Namespace and id of all runs that are not terminal."""
+        listing = await self._store.list(keys.ACTIVE, keys_only=True)
+        found = []
+        for kv in listing.items:
+            namespace, _, run_id = kv.key[len(keys.ACTIVE) :].partition("/")
+            found.append((namespace, run_id))
+        return found
+
+    async def delete(self, namespace: str, run_id: str, etag_revision: int = 0) -> storage_pb2.RunHead:
+        """Delete a terminal run and all its keys; returns its last head.
+
+        Raises errors.NotFound, errors.RunNotFinished, errors.EtagMismatch.
+        """
+        run = await self.load(namespace, run_id)
+        head = run.head
+        if not run.state.terminal:
+            raise errors.RunNotFinished(f"run {run_id} has not ended; cancel it first")
+        if etag_revision and etag_revision != run.revision:
+            raise errors.EtagMismatch(f"run {run_id} has changed since")
+        inverted = keys.invert(run_id)
+        steps = [keys.step(namespace, run_id, r.step) for r in run.state.steps if r is not None and not r.inherited]
+        rest = [
+            keys.spec(namespace, run_id),
+            keys.active(namespace, run_id),
+            keys.index_runs(namespace) + inverted,
+            keys.index_resource(namespace, head.definition, head.resource) + inverted,
+        ]
+        if head.pipeline:
+            rest.append(keys.index_pipeline(namespace, head.pipeline) + inverted)
+        guard = [Guard(keys.head(namespace, run_id), run.revision)]
+        # Steps first and the head last: a crash in between leaves a run that can be deleted again.
+        for start in range(0, len(steps), _DELETES_AT_ONCE):
+            await self._store.commit(guard, (), steps[start : start + _DELETES_AT_ONCE])
+        await self._store.commit(guard, (), [keys.head(namespace, run_id), *rest])
+        return head
+
+
+def _changes(decision: Decision) -> list[Put]:
+    """The head and the step records that a decision changed."""
+    state = decision.state
+    head = state.head
+    namespace, run_id = head.namespace, head.id
+    puts = [Put(keys.head(namespace, run_id), head.SerializeToString())]
+    for index in decision.changed:
+        record = state.steps[index]
+        if record is not None:
+            puts.append(Put(keys.step(namespace, run_id, record.step), record.SerializeToString()))
+    return puts
