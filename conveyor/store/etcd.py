@@ -119,7 +119,12 @@ class EtcdStore:
         `timeout` in seconds bounds each call and each attempt to connect. Every `compaction_interval` seconds (0:
         never) the history older than that is compacted. Raises Unavailable, ValueError, and OSError for TLS files.
         """
-        client = Client(endpoints, tls, username, password, timeout)
+        if not endpoints:
+            raise ValueError("etcd needs at least one endpoint")
+        if tls is None and any(endpoint.startswith("https://") for endpoint in endpoints):
+            tls = Tls()
+        credentials = None if tls is None else await asyncio.to_thread(tls.credentials)
+        client = Client(endpoints, credentials, tls.server_name if tls else "", username, password, timeout)
         try:
             await client.read(STATUS, pb.StatusRequest())
         except BaseException:

@@ -148,18 +148,20 @@ class Endpoint:
 class Client:
     """Calls any healthy one of several endpoints."""
 
-    def __init__(self, endpoints: Sequence[str], tls: Tls | None, username: str, password: str, timeout: float) -> None:
-        if not endpoints:
-            raise ValueError("etcd needs at least one endpoint")
-        if tls is None and any(endpoint.startswith("https://") for endpoint in endpoints):
-            tls = Tls()
-        credentials = None if tls is None else tls.credentials()
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        credentials: grpc.ChannelCredentials | None,
+        server_name: str,
+        username: str,
+        password: str,
+        timeout: float,
+    ) -> None:
         self.timeout = timeout
         self.closed = False
         self.cluster_id = 0
         self._endpoints = [
-            Endpoint(endpoint.split("://")[-1].rstrip("/"), credentials, tls.server_name if tls else "")
-            for endpoint in endpoints
+            Endpoint(endpoint.split("://")[-1].rstrip("/"), credentials, server_name) for endpoint in endpoints
         ]
         self._current = self._endpoints[0]
         self._username = username

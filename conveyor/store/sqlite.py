@@ -55,6 +55,7 @@ class SqliteStore:
         path: Path,
         lock: int,
         connection: sqlite3.Connection,
+        leases: dict[int, float],
         loop: asyncio.AbstractEventLoop,
         history: History,
     ) -> None:
@@ -69,7 +70,7 @@ class SqliteStore:
         self._local = threading.local()
         self._read_connections: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(_READERS, "conveyor-store-read", self._start_reader)
-        writer = Writer(connection, loop, history)
+        writer = Writer(connection, leases, loop, history)
         self._requests = writer.requests
         self._thread = threading.Thread(target=writer.run, name="conveyor-store-write", daemon=True)
         self._thread.start()
@@ -93,7 +94,7 @@ class SqliteStore:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
         path = Path(directory) / sqlite_file.FILE_NAME
 
-        def prepare() -> tuple[int, sqlite3.Connection, int]:
+        def prepare() -> tuple[int, sqlite3.Connection, dict[int, float], int]:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = sqlite_file.lock(path.parent)
@@ -102,16 +103,16 @@ class SqliteStore:
             try:
                 connection = sqlite_file.connect(path, max_bytes)
                 sqlite_file.prepare(connection, path)
-                return lock, connection, sqlite_file.revision(connection)
+                return lock, connection, sqlite_file.leases(connection), sqlite_file.revision(connection)
             except BaseException as error:
                 os.close(lock)
                 if isinstance(error, sqlite3.Error):
                     raise Unavailable(f"{path} cannot be opened: {error}") from error
                 raise
 
-        lock, connection, revision = await asyncio.to_thread(prepare)
+        lock, connection, leases, revision = await asyncio.to_thread(prepare)
         history = History(revision, history_changes, history_bytes)
-        return cls(path, lock, connection, asyncio.get_running_loop(), history)
+        return cls(path, lock, connection, leases, asyncio.get_running_loop(), history)
 
     @property
     def epoch(self) -> str:

@@ -87,6 +87,11 @@ def revision(connection: sqlite3.Connection) -> int:
     return int(value)
 
 
+def leases(connection: sqlite3.Connection) -> dict[int, float]:
+    """The times to live of the stored leases, in seconds."""
+    return dict(connection.execute("SELECT id, ttl FROM lease"))
+
+
 def get(connection: sqlite3.Connection, key: str) -> KeyValue | None:
     """The stored row of `key`."""
     row = connection.execute("SELECT key, value, mod FROM kv WHERE key = ?", (key,)).fetchone()

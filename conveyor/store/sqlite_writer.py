@@ -139,7 +139,14 @@ class _Batch:
 class Writer:
     """Owns the writing connection and the leases. `run` is the body of the thread."""
 
-    def __init__(self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop, history: History) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        leases: dict[int, float],
+        loop: asyncio.AbstractEventLoop,
+        history: History,
+    ) -> None:
+        """`leases` are the stored ones with their times to live; each begins anew."""
         self.requests: SimpleQueue[Request] = SimpleQueue()
         self._connection = connection
         self._loop = loop
@@ -147,7 +154,7 @@ class Writer:
         self._revision = history.revision
         self._mods = _Revisions()
         now = time.monotonic()
-        self._leases = {lease: _Lease(ttl, now + ttl) for lease, ttl in connection.execute("SELECT id, ttl FROM lease")}
+        self._leases = {lease: _Lease(ttl, now + ttl) for lease, ttl in leases.items()}
         self._ending: deque[_Ending] = deque()
         self._retry_at = 0.0
 

@@ -64,8 +64,8 @@ class Etcd:
         command = [
             *(self._program, "--data-dir", self._directory, "--logger", "zap", "--log-outputs", "stderr"),
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"),
-            *("--initial-cluster-token", self._token),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"default={peer}", "--initial-cluster-token", self._token),
             *self._arguments,
         ]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

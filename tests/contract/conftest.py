@@ -1,0 +1,81 @@
+"""The stores that the contract tests run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from conveyor.store.port import Store
+from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.stores import BACKENDS, Backend, EtcdBackend, SqliteBackend
+
+StartEtcd = Callable[..., Etcd]
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Etcd]]:
+    """One server of each version for all tests that only read and write."""
+    servers: dict[str, Etcd] = {}
+
+    def get(version: str) -> Etcd:
+        if version not in servers:
+            server = Etcd(binary(version), tmp_path_factory.mktemp(f"etcd-{version}"))
+            server.start()
+            servers[version] = server
+        return servers[version]
+
+    yield get
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path, shared_etcd: Callable[[str], Etcd]) -> Backend:
+    """Each driver in turn, on a place of its own."""
+    if request.param == "sqlite":
+        return SqliteBackend(tmp_path / "data")
+    version = request.param.removeprefix("etcd-")
+    return EtcdBackend(version, shared_etcd(version))
+
+
+@pytest_asyncio.fixture
+async def store(backend: Backend) -> AsyncIterator[Store]:
+    """An open store of each driver in turn."""
+    opened = await backend.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def prefix(backend: Backend) -> str:
+    """Where the test's keys live."""
+    return backend.prefix
+
+
+@pytest.fixture(params=VERSIONS)
+def start_etcd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartEtcd]:
+    """Starts servers, of each version in turn, that the test may break: `start_etcd(*arguments, scheme=…)`."""
+    program = binary(request.param)
+    with ExitStack() as running:
+        count = 0
+
+        def start(*arguments: str, scheme: str = "http") -> Etcd:
+            nonlocal count
+            count += 1
+            server = Etcd(program, tmp_path / f"etcd-{count}", arguments, scheme)
+            running.callback(server.stop)
+            server.start()
+            return server
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def etcd(start_etcd: StartEtcd) -> Etcd:
+    """A server, of each version in turn, that the test may break."""
+    return await asyncio.to_thread(start_etcd)
