@@ -1,0 +1,169 @@
+"""The way to the servers: one gRPC channel per address, failing over when an address does not answer."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import Message
+
+from conveyor.sdk import config
+from conveyor.sdk.config import Tls
+from conveyor.sdk.errors import ApiError, Unavailable
+from conveyor.sdk.status import api_error
+
+StubT = TypeVar("StubT")
+RequestT = TypeVar("RequestT", bound=Message)
+AnswerT = TypeVar("AnswerT")
+
+_MESSAGE_BYTES = 64 * 1024 * 1024
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # The server's limits count; these only must not be below them.
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    # A server that was away a moment ago is found within seconds of its return.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+)
+
+
+class Backoff:
+    """The waits between attempts: exponential, with full jitter in their upper half.
+
+    Seconds; `reset` starts over. Not for use by several tasks.
+    """
+
+    def __init__(self, first: float = 0.1, longest: float = 5.0) -> None:
+        self._first = first
+        self._longest = longest
+        self._next = first
+
+    def reset(self) -> None:
+        """Forget the failures."""
+        self._next = self._first
+
+    def next(self) -> float:
+        """The next wait."""
+        wait = self._next * random.uniform(0.5, 1.0)
+        self._next = min(self._next * 2, self._longest)
+        return wait
+
+
+class Connection:
+    """Channels to one or more servers that serve the same store. For one event loop.
+
+    Calls go to the current address; one that does not answer makes the next address the current one, for all calls.
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str] | None = None,
+        *,
+        tls: Tls | None = None,
+        timeout: float = 30.0,
+        retry_for: float = 2.0,
+    ) -> None:
+        """`timeout` bounds each call, in seconds; `retry_for` how long one that may be repeated is repeated."""
+        self.addresses = config.addresses(address)
+        self.timeout = timeout
+        self._tls = tls if tls is not None else Tls.from_environment()
+        self._retry_for = retry_for
+        self._current = 0
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stubs: dict[tuple[str, object], object] = {}
+
+    @property
+    def address(self) -> str:
+        """The address that calls go to now."""
+        return self.addresses[self._current]
+
+    def stub(self, kind: Callable[[grpc.aio.Channel], StubT]) -> StubT:
+        """The generated stub `kind` of the current address."""
+        address = self.address
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = _open(address, self._tls)
+        stub = self._stubs.get((address, kind))
+        if stub is None:
+            stub = self._stubs[address, kind] = kind(channel)
+        return cast(StubT, stub)
+
+    def failed(self, address: str) -> None:
+        """Say that an address did not answer: the next one becomes current, unless that has happened already."""
+        if address == self.address:
+            self._current = (self._current + 1) % len(self.addresses)
+
+    async def close(self) -> None:
+        """Close all channels; calls that run are cancelled."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        self._stubs.clear()
+        for channel in channels:
+            await channel.close()
+
+    async def call(
+        self, method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[RequestT, AnswerT]], request: RequestT
+    ) -> AnswerT:
+        """Send a request to `method`, which is asked for anew at each attempt, and return the answer. Raises ApiError.
+
+        A call that only reads, or that carries a request id, is repeated while the answer is UNAVAILABLE: at once on
+        each other address, then with a growing wait, for a few seconds in all.
+        """
+        repeatable = _is_repeatable(request)
+        deadline = time.monotonic() + self.timeout
+        give_up = time.monotonic() + min(self._retry_for, self.timeout)
+        backoff = Backoff(longest=1.0)
+        untried = len(self.addresses) - 1
+        while True:
+            address = self.address
+            try:
+                return await method()(request, timeout=deadline - time.monotonic())
+            except grpc.aio.AioRpcError as error:
+                failure = api_error(error, address)
+            if not isinstance(failure, Unavailable):
+                raise failure
+            self.failed(address)
+            if not repeatable:
+                raise failure
+            if untried:
+                untried -= 1
+                continue
+            wait = backoff.next()
+            if time.monotonic() + wait >= give_up:
+                raise self._nobody(failure)
+            await asyncio.sleep(wait)
+            untried = len(self.addresses) - 1
+
+    def _nobody(self, failure: ApiError) -> ApiError:
+        if failure.reason or len(self.addresses) == 1:
+            return failure
+        return Unavailable(f"none of {', '.join(self.addresses)} answers; the last one: {failure.message}")
+
+
+def new_request_id() -> str:
+    """An id that makes a call safe to repeat."""
+    return str(uuid4())
+
+
+def _is_repeatable(request: Message) -> bool:
+    return request.DESCRIPTOR.name.startswith(("Get", "List")) or bool(getattr(request, "request_id", ""))
+
+
+def _open(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    options: list[tuple[str, int | str]] = [*_OPTIONS]
+    if config.is_loopback(address) or config.flag("CONVEYOR_NO_PROXY"):
+        options.append(("grpc.enable_http_proxy", 0))
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+    return grpc.aio.secure_channel(address, credentials, options=options)
