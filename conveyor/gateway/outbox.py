@@ -1,0 +1,87 @@
+"""What a worker's stream has to send: gathered while the last message is on its way, sent as one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from conveyor.core import errors
+from conveyor.v1 import log_pb2, result_pb2, worker_pb2, worker_service_pb2
+
+MAX_MESSAGE_BYTES = 2 << 20
+
+
+class Outbox:
+    """Takes messages without waiting. The stream's writer takes them out."""
+
+    def __init__(self) -> None:
+        self._acks: list[result_pb2.ResultAck] = []
+        self._log_acks: list[log_pb2.LogAck] = []
+        self._assignments: list[worker_pb2.Assignment] = []
+        self._cancellations: list[worker_pb2.Cancellation] = []
+        self._first: list[worker_service_pb2.WorkResponse] = []
+        self._something = asyncio.Event()
+        self.closed: errors.DomainError | None = None
+        """Why the stream is to end, once it is."""
+
+    def assign(self, assignment: worker_pb2.Assignment) -> None:
+        """Send an assignment."""
+        self._assignments.append(assignment)
+        self._something.set()
+
+    def stop(self, cancellation: worker_pb2.Cancellation) -> None:
+        """Tell the worker to stop an attempt."""
+        self._cancellations.append(cancellation)
+        self._something.set()
+
+    def ack(self, ack: result_pb2.ResultAck) -> None:
+        """Answer a result."""
+        self._acks.append(ack)
+        self._something.set()
+
+    def ack_logs(self, acks: list[log_pb2.LogAck]) -> None:
+        """Say how far lines are stored."""
+        self._log_acks.extend(acks)
+        self._something.set()
+
+    def send(self, response: worker_service_pb2.WorkResponse) -> None:
+        """Send a message before whatever has gathered."""
+        self._first.append(response)
+        self._something.set()
+
+    def close(self, reason: errors.DomainError) -> None:
+        """End the stream after what has gathered."""
+        self.closed = self.closed or reason
+        self._something.set()
+
+    def unsent(self) -> list[worker_pb2.Assignment]:
+        """Take out the assignments that were never sent."""
+        unsent, self._assignments = self._assignments, []
+        return unsent
+
+    async def next(self) -> worker_service_pb2.WorkResponse | None:
+        """What has gathered, as one message; waits for something, None when the stream is to end."""
+        while True:
+            if self._first:
+                return self._first.pop(0)
+            if self._acks or self._assignments or self._cancellations or self._log_acks:
+                return self._gathered()
+            if self.closed is not None:
+                return None
+            self._something.clear()
+            await self._something.wait()
+
+    def _gathered(self) -> worker_service_pb2.WorkResponse:
+        response = worker_service_pb2.WorkResponse(
+            acks=self._acks, log_acks=self._log_acks, cancellations=self._cancellations
+        )
+        self._acks, self._log_acks, self._cancellations = [], [], []
+        count = 0
+        room = MAX_MESSAGE_BYTES
+        for assignment in self._assignments:
+            room -= assignment.ByteSize()
+            if room < 0 and count:
+                break
+            count += 1
+        response.assignments.extend(self._assignments[:count])
+        del self._assignments[:count]
+        return response

@@ -1,0 +1,99 @@
+"""WorkerService: where drivers take part."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from conveyor.core import errors
+from conveyor.core.errors import Violation
+from conveyor.core.limits import NAME_LENGTH
+from conveyor.engine.loop import Engine
+from conveyor.gateway.logs_port import Logs
+from conveyor.gateway.sessions import Sessions
+from conveyor.gateway.stream import MAX_SLOTS, WorkStream, answer
+from conveyor.v1 import worker_pb2, worker_service_pb2, worker_service_pb2_grpc
+
+PROTOCOL = 1
+HELLO_WITHIN = 10.0
+"""Seconds that a stream has for its Hello."""
+
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_MAX_WORKER_BYTES = 253
+_MAX_LABELS = 64
+
+
+class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Work streams and results from elsewhere."""
+
+    def __init__(self, engine: Engine, sessions: Sessions, logs: Logs | None) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._logs = logs
+
+    async def Work(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
+    ) -> AsyncIterator[worker_service_pb2.WorkResponse]:
+        """One worker, as long as its stream lives."""
+        requests = aiter(request_iterator)
+        try:
+            first = await asyncio.wait_for(anext(requests), HELLO_WITHIN)
+        except TimeoutError:
+            raise errors.ProtocolViolation(f"no Hello within {HELLO_WITHIN:g} s") from None
+        except StopAsyncIteration:
+            raise errors.ProtocolViolation("the stream ended without a Hello") from None
+        if not first.HasField("hello"):
+            raise errors.ProtocolViolation("a stream begins with Hello")
+        if first.results or first.logs or first.HasField("drain"):
+            raise errors.ProtocolViolation("Hello comes alone: send results and lines after Welcome")
+        check_hello(first.hello)
+        stream = WorkStream(self._engine, self._sessions, self._logs)
+        async for response in stream.converse(first.hello, first.hello.namespace or "default", requests):
+            yield response
+
+    async def ReportResults(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_service_pb2.ReportResultsRequest], context: Any
+    ) -> AsyncIterator[worker_service_pb2.ReportResultsResponse]:
+        """Results of any program; the answers come in their order."""
+        async for request in request_iterator:
+            namespace = request.namespace or "default"
+            acks = await asyncio.gather(
+                *(
+                    self._engine.spawn(answer(self._engine, namespace, report, report.driver))
+                    for report in request.results
+                )
+            )
+            yield worker_service_pb2.ReportResultsResponse(acks=acks)
+
+
+def check_hello(hello: worker_pb2.Hello) -> None:
+    """Raises errors.InvalidRequest with all that is wrong with a Hello."""
+    found: list[Violation] = []
+
+    def name(field: str, value: str) -> None:
+        if len(value) > NAME_LENGTH or not _NAME.fullmatch(value):
+            found.append(
+                Violation(
+                    field,
+                    f"{value!r} is not a name: 1 to {NAME_LENGTH} characters of a-z, 0-9 and '-', "
+                    "beginning and ending with a letter or digit",
+                )
+            )
+
+    if hello.protocol > PROTOCOL:
+        found.append(Violation("hello.protocol", f"this server speaks protocol {PROTOCOL}, not {hello.protocol}"))
+    if hello.namespace:
+        name("hello.namespace", hello.namespace)
+    name("hello.driver", hello.driver)
+    for index, definition in enumerate(hello.definitions):
+        name(f"hello.definitions[{index}]", definition)
+    if not 1 <= hello.slots <= MAX_SLOTS:
+        found.append(Violation("hello.slots", f"must be from 1 to {MAX_SLOTS}, not {hello.slots}"))
+    if len(hello.worker.encode()) > _MAX_WORKER_BYTES:
+        found.append(Violation("hello.worker", f"must have at most {_MAX_WORKER_BYTES} bytes"))
+    if len(hello.labels) > _MAX_LABELS:
+        found.append(Violation("hello.labels", f"must be at most {_MAX_LABELS}"))
+    if found:
+        raise errors.InvalidRequest(violations=found)
