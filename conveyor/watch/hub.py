@@ -1,0 +1,304 @@
+"""WatchRun and WatchRuns: a snapshot, then every change in order, or an explicit reset or skip."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from conveyor.core.model import TERMINAL_RUN
+from conveyor.state.runs import Runs
+from conveyor.state.views import basic_run, full_run, step_run
+from conveyor.storage.v1 import storage_pb2
+from conveyor.store.port import Reset
+from conveyor.v1 import pipeline_pb2, run_pb2, run_service_pb2
+from conveyor.watch import cursor as cursors
+from conveyor.watch.feed import Feed, RunDelta
+from conveyor.watch.subscription import Subscription
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a subscriber hears that the stream lives."""
+
+_SNAPSHOT_BYTES = 1 << 20
+_PIPELINES_KEPT = 1024
+_HEADS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs a subscriber wants; empty fields want all."""
+
+    namespace: str
+    pipeline: str = ""
+    definition: str = ""
+    resource: str = ""
+    states: Collection[int] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def wants(self, head: storage_pb2.RunHead) -> bool:
+        """Whether the run matches, its state included."""
+        return (not self.states or head.state in self.states) and self.wants_apart_from_state(head)
+
+    def wants_apart_from_state(self, head: storage_pb2.RunHead) -> bool:
+        """Whether the run matches in what never changes."""
+        return (
+            head.namespace == self.namespace
+            and (not self.pipeline or head.pipeline == self.pipeline)
+            and (not self.definition or head.definition == self.definition)
+            and (not self.resource or head.resource == self.resource)
+            and all(head.labels.get(key) == value for key, value in self.labels.items())
+        )
+
+
+class Hub:
+    """Serves subscribers from one feed."""
+
+    def __init__(self, feed: Feed, runs: Runs, now: Callable[[], int]) -> None:
+        self._feed = feed
+        self._runs = runs
+        self._now = now
+        self._pipelines: OrderedDict[tuple[str, str], pipeline_pb2.Pipeline] = OrderedDict()
+        self.subscribers = 0
+
+    # One run
+
+    async def watch_run(
+        self, namespace: str, run_id: str, cursor: str = ""
+    ) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
+        """One run as it is, then every change, its terminal state last.
+
+        Raises errors.NotFound, errors.InvalidCursor and the store's errors.
+        """
+        position = cursors.parse(cursor) if cursor else None
+        key = (namespace, run_id)
+        with self._subscribed(lambda delta: (delta.namespace, delta.run) == key) as subscription:
+            run = await self._runs.load(namespace, run_id)
+            seen = self._resumable(position, run.revision)
+            if seen < 0:
+                if position is not None:
+                    yield run_service_pb2.WatchRunResponse(reset=_reset_message())
+                seen = run.revision
+                snapshot = run_pb2.RunSnapshot(runs=[full_run(run.head, seen, run.spec, run.state.steps)])
+                yield run_service_pb2.WatchRunResponse(snapshot=snapshot)
+                yield run_service_pb2.WatchRunResponse(snapshot_end=run_pb2.SnapshotEnd(), cursor=self._cursor(seen))
+                if run.state.terminal:
+                    return
+            elif run.state.terminal and run.revision <= seen:
+                return
+            else:
+                self._replay(subscription, seen)
+            async for response, terminal in self._follow_run(subscription, namespace, run_id, seen):
+                yield response
+                if terminal:
+                    return
+
+    async def _follow_run(
+        self, subscription: Subscription, namespace: str, run_id: str, seen: int
+    ) -> AsyncIterator[tuple[run_service_pb2.WatchRunResponse, bool]]:
+        while True:
+            item = await subscription.next(HEARTBEAT)
+            if item is None:
+                yield run_service_pb2.WatchRunResponse(heartbeat=self._heartbeat(), cursor=self._cursor(seen)), False
+                continue
+            if isinstance(item, Reset):
+                run = await self._runs.load(namespace, run_id)
+                seen = run.revision
+                snapshot = run_pb2.RunSnapshot(runs=[full_run(run.head, seen, run.spec, run.state.steps)])
+                end = run_pb2.SnapshotEnd()
+                yield run_service_pb2.WatchRunResponse(reset=_reset_message()), False
+                yield run_service_pb2.WatchRunResponse(snapshot=snapshot), False
+                yield (
+                    run_service_pb2.WatchRunResponse(snapshot_end=end, cursor=self._cursor(seen)),
+                    run.state.terminal,
+                )
+                continue
+            revision, deltas = item
+            if revision <= seen:
+                continue
+            seen = revision
+            position = self._cursor(seen)
+            for delta, skipped in deltas:
+                if delta.deleted is not None:
+                    gone = run_pb2.RunsDeleted(runs=[basic_run(delta.deleted, revision)])
+                    yield run_service_pb2.WatchRunResponse(deleted=gone, cursor=position), True
+                elif delta.head is not None:
+                    changes = run_pb2.RunChanges(changes=[await self._change(delta, skipped)])
+                    yield (
+                        run_service_pb2.WatchRunResponse(changes=changes, cursor=position),
+                        delta.head.state in TERMINAL_RUN,
+                    )
+
+    # Many runs
+
+    async def watch_runs(self, wanted: RunFilter, cursor: str = "") -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
+        """The matching unfinished runs as they are, then every change of every matching run, without end.
+
+        A run that leaves the filter by its state is shown a last time. Raises errors.InvalidCursor and the store's
+        errors.
+        """
+        position = cursors.parse(cursor) if cursor else None
+
+        def wants(delta: RunDelta) -> bool:
+            head = delta.head or delta.deleted
+            return head is not None and wanted.wants_apart_from_state(head)
+
+        with self._subscribed(wants) as subscription:
+            seen = self._resumable(position, self._feed.revision)
+            shown: set[str] = set()
+            known: dict[str, int] = {}
+            if seen >= 0:
+                self._replay(subscription, seen)
+            else:
+                if position is not None:
+                    yield run_service_pb2.WatchRunsResponse(reset=_reset_message())
+                seen = self._feed.revision
+                async for response in self._snapshot(wanted, seen, known):
+                    yield response
+                shown.update(known)
+            while True:
+                item = await subscription.next(HEARTBEAT)
+                if item is None:
+                    yield run_service_pb2.WatchRunsResponse(heartbeat=self._heartbeat(), cursor=self._cursor(seen))
+                    continue
+                if isinstance(item, Reset):
+                    yield run_service_pb2.WatchRunsResponse(reset=_reset_message())
+                    seen = max(item.revision, self._feed.revision)
+                    known.clear()
+                    async for response in self._snapshot(wanted, seen, known):
+                        yield response
+                    shown = set(known)
+                    continue
+                revision, deltas = item
+                if revision <= seen:
+                    continue
+                seen = revision
+                fresh = [(delta, skipped) for delta, skipped in deltas if known.get(delta.run, 0) < revision]
+                if known and revision >= max(known.values()):
+                    known.clear()
+                messages = await self._many(wanted, fresh, shown)
+                if messages:
+                    messages[-1].cursor = self._cursor(seen)
+                for message in messages:
+                    yield message
+
+    async def _many(
+        self, wanted: RunFilter, deltas: list[tuple[RunDelta, int]], shown: set[str]
+    ) -> list[run_service_pb2.WatchRunsResponse]:
+        """What is wanted of one revision: all its changes in one message, what it deleted in another."""
+        changes: list[run_pb2.RunChange] = []
+        deleted: list[run_pb2.Run] = []
+        for delta, skipped in deltas:
+            if delta.deleted is not None:
+                if wanted.wants(delta.deleted) or delta.run in shown:
+                    deleted.append(basic_run(delta.deleted, delta.revision))
+                shown.discard(delta.run)
+            elif delta.head is not None:
+                wants = wanted.wants(delta.head)
+                if wants or delta.run in shown:
+                    changes.append(await self._change(delta, skipped))
+                if wants and wanted.states and delta.head.state not in TERMINAL_RUN:
+                    shown.add(delta.run)
+                else:
+                    shown.discard(delta.run)
+        messages = []
+        if changes:
+            messages.append(run_service_pb2.WatchRunsResponse(changes=run_pb2.RunChanges(changes=changes)))
+        if deleted:
+            messages.append(run_service_pb2.WatchRunsResponse(deleted=run_pb2.RunsDeleted(runs=deleted)))
+        return messages
+
+    async def _snapshot(
+        self, wanted: RunFilter, revision: int, known: dict[str, int]
+    ) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
+        """The matching unfinished runs; `known` gets the revision at which each was read."""
+        active = [run for namespace, run in await self._runs.active() if namespace == wanted.namespace]
+        part: list[run_pb2.Run] = []
+        size = 0
+        for start in range(0, len(active), _HEADS_AT_ONCE):
+            for found in await self._runs.heads(wanted.namespace, active[start : start + _HEADS_AT_ONCE]):
+                if found is None or not wanted.wants(found[0]):
+                    continue
+                view = basic_run(*found)
+                known[view.id] = found[1]
+                size += view.ByteSize()
+                if part and size > _SNAPSHOT_BYTES:
+                    yield run_service_pb2.WatchRunsResponse(snapshot=run_pb2.RunSnapshot(runs=part))
+                    part, size = [], view.ByteSize()
+                part.append(view)
+        if part:
+            yield run_service_pb2.WatchRunsResponse(snapshot=run_pb2.RunSnapshot(runs=part))
+        yield run_service_pb2.WatchRunsResponse(snapshot_end=run_pb2.SnapshotEnd(), cursor=self._cursor(revision))
+
+    # Common
+
+    @contextlib.contextmanager
+    def _subscribed(self, wanted: Callable[[RunDelta], bool]) -> Iterator[Subscription]:
+        """A subscription that the feed serves from before anything is read."""
+        subscription = Subscription(wanted)
+        self._feed.follow(subscription.take)
+        self.subscribers += 1
+        try:
+            yield subscription
+        finally:
+            self.subscribers -= 1
+            self._feed.leave(subscription.take)
+
+    def _resumable(self, position: tuple[str, int] | None, current: int) -> int:
+        """The revision to go on from, or -1 when it takes a snapshot."""
+        if position is None or position[0] != self._feed.epoch:
+            return -1
+        revision = position[1]
+        reachable = revision <= max(current, self._feed.revision) and self._feed.reaches_back_to(revision)
+        return revision if reachable else -1
+
+    def _replay(self, subscription: Subscription, seen: int) -> None:
+        """Have the subscription begin after a position; what it took meanwhile is part of the history."""
+        subscription.clear()
+        for revision in self._feed.since(seen):
+            subscription.take(revision)
+
+    async def _change(self, delta: RunDelta, skipped: int) -> run_pb2.RunChange:
+        if delta.view is None and delta.head is not None:
+            head = delta.head
+            view = run_pb2.RunChange(run=basic_run(head, delta.revision))
+            if delta.steps:
+                pipeline = await self._pipeline(delta.namespace, delta.run)
+                steps = [*pipeline.steps, *pipeline.finally_steps]
+                index = {step.id: i for i, step in enumerate(steps)}
+                for record in delta.steps:
+                    i = index[record.step]
+                    is_finally = i >= len(pipeline.steps)
+                    view.steps.append(
+                        step_run(head.id, steps[i], is_finally, head.step_states[i], head.step_reasons[i], record)
+                    )
+            delta.view = view
+        change = delta.view or run_pb2.RunChange()
+        if skipped:
+            copy = run_pb2.RunChange()
+            copy.CopyFrom(change)
+            copy.skipped = skipped
+            return copy
+        return change
+
+    async def _pipeline(self, namespace: str, run_id: str) -> pipeline_pb2.Pipeline:
+        key = (namespace, run_id)
+        pipeline = self._pipelines.get(key)
+        if pipeline is None:
+            pipeline = (await self._runs.spec(namespace, run_id)).pipeline
+            self._pipelines[key] = pipeline
+            if len(self._pipelines) > _PIPELINES_KEPT:
+                self._pipelines.popitem(last=False)
+        return pipeline
+
+    def _cursor(self, revision: int) -> str:
+        return cursors.encode(self._feed.epoch, revision)
+
+    def _heartbeat(self) -> run_pb2.WatchHeartbeat:
+        heartbeat = run_pb2.WatchHeartbeat()
+        heartbeat.time.FromMicroseconds(self._now())
+        return heartbeat
+
+
+def _reset_message() -> run_pb2.WatchReset:
+    return run_pb2.WatchReset(message="the history since the cursor is not here any more; a snapshot follows")
