@@ -442,6 +442,12 @@ class Engine:
             self.tickets.publish(run, waiter.index)
         return True
 
+    def outdated(self, namespace: str, run_id: str, revision: int) -> None:
+        """Another replica has changed the run: read it again when it is needed next."""
+        entry = self._entries.get((namespace, run_id))
+        if entry is not None and entry.run is not None and entry.run.revision < revision and not entry.lock.locked():
+            entry.run = None
+
     async def run(self, namespace: str, run_id: str) -> StoredRun:
         """The run as it is in hand, else as it is stored. Raises errors.NotFound and the store's errors."""
         entry = self._entries.get((namespace, run_id))

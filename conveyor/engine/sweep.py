@@ -1,0 +1,82 @@
+"""The sweep: everything that a crash or a lost message left undone is found in the stored state, and done."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from conveyor.core import errors
+from conveyor.engine.loop import Engine
+from conveyor.state import keys
+from conveyor.storage.v1 import storage_pb2
+from conveyor.store.port import Put, Store, StoreError
+
+log = structlog.get_logger("conveyor.engine")
+
+_AT_ONCE = 32
+
+
+class Sweep:
+    """Goes through the unfinished runs: on start, when asked, and every `period` seconds."""
+
+    def __init__(self, engine: Engine, store: Store, period: float) -> None:
+        self._engine = engine
+        self._store = store
+        self._period = period
+        self._asked = asyncio.Event()
+        self.quarantined = 0
+
+    def request(self) -> None:
+        """Sweep soon: something came back, or was lost."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            self._asked.clear()
+            try:
+                await self.once()
+            except StoreError as error:
+                log.debug("sweep_interrupted", error=str(error))
+                await asyncio.sleep(1.0)
+                continue
+            try:
+                async with asyncio.timeout(self._period):
+                    await self._asked.wait()
+            except TimeoutError:
+                continue
+
+    async def once(self) -> None:
+        """Look at every unfinished run. Raises the store's errors."""
+        active = await self._engine.runs.active()
+        for start in range(0, len(active), _AT_ONCE):
+            await asyncio.gather(*(self._look(*key) for key in active[start : start + _AT_ONCE]))
+
+    async def _look(self, namespace: str, run_id: str) -> None:
+        try:
+            run = await self._engine.run(namespace, run_id)
+        except errors.NotFound:
+            await self._store.commit((), (), [keys.active(namespace, run_id)])
+            return
+        except (DecodeError, ValueError, LookupError) as error:
+            await self._quarantine(namespace, run_id, error)
+            return
+        if run.state.terminal:
+            return
+        self._engine.resume(run)
+
+    async def _quarantine(self, namespace: str, run_id: str, error: Exception) -> None:
+        """Put a run aside that cannot be read, so that the others go on."""
+        source = keys.head(namespace, run_id)
+        kv = await self._store.get(source)
+        record = storage_pb2.QuarantineRecord(
+            source=source, body=kv.value if kv else b"", error=repr(error), time=self._engine.now()
+        )
+        name = hashlib.sha256(source.encode()).hexdigest()[:32]
+        puts = [Put(keys.QUARANTINE + name, record.SerializeToString())]
+        await self._store.commit((), puts, [keys.active(namespace, run_id)])
+        self.quarantined += 1
+        log.error("run_quarantined", namespace=namespace, run_id=run_id, error=repr(error))
