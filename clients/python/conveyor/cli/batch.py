@@ -1,0 +1,65 @@
+"""Does the same to several objects: a failure is told, and the others are done all the same."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from conveyor.cli.dispatch import report
+from conveyor.cli.failures import Ended, Exit
+from conveyor.cli.options import Settings
+from conveyor.cli.output import print_value
+from conveyor.sdk.errors import ConveyorError
+
+T = TypeVar("T")
+
+_SEVERITY: Sequence[Exit] = (
+    Exit.OK,
+    Exit.RUN_CANCELLED,
+    Exit.RUN_FAILED,
+    Exit.TIMED_OUT,
+    Exit.GIVEN_UP,
+    Exit.USAGE,
+    Exit.ERROR,
+)
+
+
+async def each(
+    items: Iterable[T], name: Callable[[T], str], do: Callable[[T], Awaitable[None]], *, missing_is_fine: bool = False
+) -> None:
+    """Do one after another. Ended with the worst exit code when any failed."""
+    codes = [Exit.OK]
+    for item in items:
+        try:
+            await do(item)
+        except ConveyorError as error:
+            if missing_is_fine and getattr(error, "code", "") == "NOT_FOUND":
+                continue
+            codes.append(report(error, f"{name(item)}: "))
+    finish(codes)
+
+
+def finish(codes: Iterable[Exit]) -> None:
+    """End the command with the worst of the codes."""
+    worst = max(codes, key=_SEVERITY.index, default=Exit.OK)
+    if worst is not Exit.OK:
+        raise Ended(worst)
+
+
+class Results:
+    """What a command did to each object, printed as it happens or, in JSON and YAML, as one list at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._values: list[dict[str, object]] = []
+
+    def add(self, label: str, outcome: str, value: dict[str, object], *, extra: str = "") -> None:
+        """Say what became of an object."""
+        self._values.append(value)
+        if self._settings.output == "name":
+            print(label, flush=True)
+        elif self._settings.output == "table" and not self._settings.quiet:
+            print(f"{label} {outcome}{extra}", flush=True)
+
+    def close(self) -> None:
+        """Print the list."""
+        if self._settings.output in {"json", "yaml"}:
+            print_value(self._settings, self._values)

@@ -1,0 +1,85 @@
+"""Completes kinds and names in a shell. The server is asked, but only for a moment, and its absence is no matter."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import click
+from click.shell_completion import CompletionItem
+from google.protobuf.message import Message
+
+from conveyor.cli.kinds import DEFINITION, DRIVER, KINDS, PIPELINE, RESOURCE, RUN, Kind, kind_of
+from conveyor.cli.options import Settings
+from conveyor.cli.session import new_client
+from conveyor.sdk import Client
+from conveyor.sdk.errors import ConveyorError
+
+_PATIENCE = 1.0
+_MAX = 200
+
+
+def complete_kind(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The words for kinds."""
+    return [CompletionItem(kind.word) for kind in KINDS if kind.word.startswith(incomplete)]
+
+
+def complete_ref(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """A kind, then names of that kind."""
+    words = context.params.get("words") or ()
+    parent = context.parent.info_name if context.parent else ""
+    kind = kind_of(words[0]) if words else DRIVER if parent == "driver" else None
+    if kind is None:
+        return complete_kind(context, parameter, incomplete)
+    return _names(context, kind, incomplete)
+
+
+def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of runs, the newest first."""
+    return _names(context, RUN, incomplete)
+
+
+def complete_resource(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Resources as DEFINITION/NAME."""
+    return _names(context, RESOURCE, incomplete)
+
+
+def complete_pipeline(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of pipelines."""
+    return _names(context, PIPELINE, incomplete)
+
+
+def _names(context: click.Context, kind: Kind, incomplete: str) -> list[CompletionItem]:
+    settings = context.ensure_object(Settings)
+    try:
+        found = asyncio.run(_ask(settings, kind, incomplete))
+    except (ConveyorError, TimeoutError, OSError):
+        return []
+    return [CompletionItem(name) for name in found]
+
+
+async def _ask(settings: Settings, kind: Kind, incomplete: str) -> list[str]:
+    names: list[str] = []
+    async with asyncio.timeout(_PATIENCE), new_client(settings) as client:
+        async for message in _listing(client, kind):
+            name = _name(message, kind)
+            if name.startswith(incomplete):
+                names.append(name)
+            if len(names) == _MAX:
+                break
+    return names
+
+
+def _listing(client: Client, kind: Kind) -> AsyncIterator[Message]:
+    if kind is DEFINITION:
+        return client.definitions.list()
+    if kind is PIPELINE:
+        return client.pipelines.list()
+    if kind is RESOURCE:
+        return client.resources.list()
+    if kind is DRIVER:
+        return client.drivers.list()
+    return client.runs.list()
+
+
+def _name(message: Message, kind: Kind) -> str:
+    name: str = getattr(message, "id" if kind is RUN else "name")
+    return f"{getattr(message, 'definition')}/{name}" if kind is RESOURCE else name  # noqa: B009

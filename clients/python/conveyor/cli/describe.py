@@ -1,0 +1,154 @@
+"""What `get` shows a person of one object."""
+
+from datetime import datetime
+from typing import cast
+
+from google.protobuf.message import Message
+
+from conveyor.cli.durations import show_duration
+from conveyor.cli.encode import encode, enum_name
+from conveyor.cli.output import block, table
+from conveyor.cli.tables import STEPS, labels, step_row
+from conveyor.cli.terminal import harmless
+from conveyor.cli.times import length, moment
+from conveyor.cli.yaml_writer import to_yaml
+from conveyor.v1.driver_pb2 import Driver
+from conveyor.v1.pipeline_pb2 import Pipeline, Step
+from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.run_pb2 import Run
+
+_PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DESCRIPTION")
+_WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "STATE", "CONNECTED", "PROGRAM")
+
+
+def describe(message: Message, now: datetime) -> str:
+    """The text for any kind of object."""
+    if isinstance(message, Run):
+        return describe_run(message, now)
+    if isinstance(message, Driver):
+        return _driver(message, now)
+    if isinstance(message, Pipeline):
+        return _pipeline(message, now)
+    if isinstance(message, Resource):
+        return _resource(message, now)
+    return _definition(cast(ResourceDefinition, message), now)
+
+
+def describe_run(run: Run, now: datetime) -> str:
+    """A run: what and when, then its steps."""
+    head = block(
+        [
+            ("Run", run.id),
+            ("Pipeline", run.pipeline and f"{run.pipeline} (generation {run.pipeline_generation})"),
+            ("Resource", f"{run.definition}/{run.resource} (generation {run.resource_generation})"),
+            ("State", enum_name(run, "state")),
+            ("Reason", enum_name(run, "reason")),
+            ("Message", run.message),
+            ("Cancelled", run.cancel_message),
+            ("Labels", labels(run)),
+            ("Created", moment(run, "create_time", now)),
+            ("Started", moment(run, "start_time", now)),
+            ("Ended", moment(run, "end_time", now)),
+            ("Duration", length(run, now)),
+            ("Retry of", run.parent_run),
+        ]
+    )
+    if not run.steps:
+        return head
+    return f"{head}\n\n{table(STEPS, [step_row(step, now) for step in run.steps])}"
+
+
+def _driver(driver: Driver, now: datetime) -> str:
+    head = block(
+        [
+            ("Driver", driver.name),
+            ("First seen", moment(driver, "create_time", now)),
+            ("Last seen", moment(driver, "last_seen_time", now)),
+            ("Workers", str(len(driver.workers))),
+        ]
+    )
+    if not driver.workers:
+        return head
+    rows = [
+        (
+            worker.name,
+            enum_name(worker, "transport"),
+            str(worker.busy),
+            str(worker.slots or "?"),
+            ", ".join(worker.definitions),
+            "draining" if worker.draining else "",
+            moment(worker, "connect_time", now),
+            worker.sdk,
+        )
+        for worker in driver.workers
+    ]
+    return f"{head}\n\n{table(_WORKERS, rows)}"
+
+
+def _pipeline(pipeline: Pipeline, now: datetime) -> str:
+    head = block(
+        [
+            ("Pipeline", pipeline.name),
+            ("Description", pipeline.description),
+            ("Definition", pipeline.definition),
+            ("Order", enum_name(pipeline, "order") or "LIST"),
+            ("On failure", enum_name(pipeline, "failure_policy") or "FAIL_FAST"),
+            *_common(pipeline, now),
+        ]
+    )
+    rows = [_pipeline_step(step, "") for step in pipeline.steps]
+    rows += [_pipeline_step(step, "finally") for step in pipeline.finally_steps]
+    text = f"{head}\n\n{table(_PIPELINE_STEPS, rows)}"
+    return text + _values("Context", encode(pipeline).get("context"))
+
+
+def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
+    return (
+        step.id,
+        step.driver,
+        ", ".join(step.needs),
+        rule or enum_name(step, "trigger_rule"),
+        show_duration(step.timeout.ToTimedelta().total_seconds()) if step.HasField("timeout") else "",
+        str(step.retry.max_attempts if step.retry.HasField("max_attempts") else 3) if step.HasField("retry") else "",
+        step.description,
+    )
+
+
+def _resource(resource: Resource, now: datetime) -> str:
+    head = block(
+        [
+            ("Resource", f"{resource.definition}/{resource.name}"),
+            ("Pipeline", resource.pipeline),
+            *_common(resource, now),
+        ]
+    )
+    values = encode(resource)
+    return head + _values("Spec", values.get("spec")) + _values("Params", values.get("params"))
+
+
+def _definition(definition: ResourceDefinition, now: datetime) -> str:
+    head = block(
+        [
+            ("Definition", definition.name),
+            ("Description", definition.description),
+            *_common(definition, now),
+        ]
+    )
+    return head + _values("Schema", encode(definition).get("schema"))
+
+
+def _common(message: Pipeline | Resource | ResourceDefinition, now: datetime) -> list[tuple[str, str]]:
+    return [
+        ("Labels", labels(message)),
+        ("Generation", str(message.generation)),
+        ("Created", moment(message, "create_time", now)),
+        ("Changed", moment(message, "update_time", now)),
+    ]
+
+
+def _values(title: str, value: object) -> str:
+    if not value:
+        return ""
+    lines = "\n".join(f"  {harmless(line)}" for line in to_yaml(value).splitlines())
+    return f"\n{title}:\n{lines}"

@@ -1,0 +1,132 @@
+"""All commands by name, and what becomes of the exceptions that they end with."""
+
+from collections.abc import Sequence
+
+import click
+
+from conveyor.cli.failures import CliError, Ended, Exit, Interrupted, PipeClosed
+from conveyor.cli.groups import Entry, Group
+from conveyor.cli.terminal import harmless, note
+from conveyor.sdk.errors import ApiError, ConfigurationError, ConnectionGivenUp, ConveyorError, WaitTimeout
+
+_RUN = Group(
+    "run",
+    {
+        "start": Entry("start:start", "Start a run of a resource"),
+        "list": Entry("get:list_runs", "List runs, newest first"),
+        "get": Entry("get:get_run", "Show a run with its steps"),
+        "watch": Entry("watch:watch", "Follow a run, or all runs, as they change"),
+        "wait": Entry("wait:wait", "Wait until runs have ended"),
+        "logs": Entry("logs:logs", "Print the log lines of a run"),
+        "cancel": Entry("change:cancel", "Cancel runs"),
+        "retry": Entry("change:retry", "Run again what did not succeed"),
+        "delete": Entry("delete:delete_run", "Delete finished runs with their logs"),
+    },
+    summary="Start, follow and end runs.",
+)
+_DRIVER = Group(
+    "driver",
+    {
+        "list": Entry("get:list_drivers", "List the drivers that made themselves known"),
+        "get": Entry("get:get_driver", "Show a driver with its workers"),
+        "delete": Entry("delete:delete_driver", "Forget drivers that are gone"),
+    },
+    summary="See who works.",
+)
+_GROUPS = {"run": _RUN, "driver": _DRIVER}
+_SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 connection given up, 130 Ctrl-C.
+"""
+
+
+class _Root(Group):
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        return _GROUPS.get(name) or super().get_command(context, name)
+
+
+ROOT = _Root(
+    "conveyor",
+    {
+        "apply": Entry("apply:apply", "Create or change what files describe"),
+        "get": Entry("get:get", "Show one object"),
+        "list": Entry("get:list_", "List the objects of a kind"),
+        "delete": Entry("delete:delete", "Delete objects"),
+        "run": Entry("", "Start, follow and end runs"),
+        "driver": Entry("", "See who works"),
+        "version": Entry("version:version", "Print the version"),
+        "completion": Entry("completion:completion", "Print a script that completes commands in a shell"),
+    },
+    summary=_SUMMARY,
+    open_ended=True,
+)
+
+# What to do about an error, where its text does not say it.
+_HINTS = {
+    "ETAG_MISMATCH": "it changed in between: get it again and repeat",
+    "CONTENTION": "try again",
+    "STORE_UNAVAILABLE": "nothing was changed; try again when the store is back",
+    "SHUTTING_DOWN": "try again in a moment",
+    "OUTCOME_UNKNOWN": "it may have happened: look before you repeat",
+    "RUN_NOT_FINISHED": "`conveyor run cancel` ends it",
+    "UNAUTHENTICATED": "check the client certificate: --tls-cert and --tls-key",
+    "DEADLINE_EXCEEDED": "it may have happened: look before you repeat",
+}
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    try:
+        result = ROOT.main(list(arguments), prog_name="conveyor", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return Exit.USAGE
+    except click.UsageError as error:
+        note(f"error: {error.format_message()}")
+        if error.ctx is not None:
+            note(f"  see {error.ctx.command_path} --help")
+        return Exit.USAGE
+    except click.ClickException as error:
+        return _failed(error.format_message())
+    except CliError as error:
+        return _failed(error.message, error.details, error.code)
+    except ConveyorError as error:
+        return report(error)
+    except Ended as error:
+        return error.code
+    except (Interrupted, click.Abort):
+        return Exit.INTERRUPTED
+    except PipeClosed:
+        return Exit.BROKEN_PIPE
+    return result if isinstance(result, int) else Exit.OK
+
+
+def report(error: ConveyorError, about: str = "") -> Exit:
+    """Print what went wrong and return the exit code for it."""
+    lines: list[str] = []
+    if isinstance(error, ApiError):
+        lines = [f"{each.field}: {each.description}" if each.field else each.description for each in error.violations]
+        hint = _HINTS.get(error.reason) or _HINTS.get(error.code)
+        lines += [hint] if hint else []
+    return _failed(about + error.message, lines, _code_of(error))
+
+
+def _code_of(error: ConveyorError) -> Exit:
+    if isinstance(error, ConnectionGivenUp):
+        return Exit.GIVEN_UP
+    if isinstance(error, WaitTimeout):
+        return Exit.TIMED_OUT
+    return Exit.USAGE if isinstance(error, ConfigurationError) else Exit.ERROR
+
+
+def _failed(message: str, details: Sequence[str] = (), code: Exit = Exit.ERROR) -> Exit:
+    note(f"error: {message}")
+    for detail in details:
+        for line in harmless_lines(detail):
+            note(f"  {line}")
+    return code
+
+
+def harmless_lines(text: str) -> list[str]:
+    """The lines of a text."""
+    return [harmless(line) for line in text.splitlines()] or [""]

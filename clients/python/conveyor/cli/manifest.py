@@ -1,0 +1,136 @@
+"""The objects that files describe, all checked before the first of them is sent."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from conveyor.cli.decode import SET_BY_SERVER, decode
+from conveyor.cli.failures import CliError
+from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, Kind, kind_of
+from conveyor.cli.nodes import Fault, Node
+from conveyor.cli.sources import Source
+from conveyor.v1.pipeline_pb2 import Pipeline
+from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.resource_pb2 import Resource
+
+API_VERSION = "conveyor/v1"
+_MAX_SHOWN = 20
+_MESSAGES = {DEFINITION.name: ResourceDefinition, PIPELINE.name: Pipeline, RESOURCE.name: Resource}
+
+Object: TypeAlias = Pipeline | ResourceDefinition | Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An object that a file describes."""
+
+    kind: Kind
+    object: Object
+    source: str
+    """The file and line where it begins."""
+
+    @property
+    def name(self) -> str:
+        """Its name as the command line takes it."""
+        if isinstance(self.object, Resource):
+            return f"{self.object.definition}/{self.object.name}"
+        return self.object.name
+
+    @property
+    def label(self) -> str:
+        """Its kind and name, as in output."""
+        return f"{self.kind.word}/{self.name}"
+
+
+def load(sources: Iterable[Source]) -> list[Manifest]:
+    """All objects of the files: definitions, pipelines, resources, each as written. CliError lists all mistakes."""
+    manifests: list[Manifest] = []
+    mistakes: list[str] = []
+    names: list[str] = []
+    for source in sources:
+        names.append(source.name)
+        try:
+            for node in _objects(source):
+                manifest = _manifest(node, source.name, mistakes)
+                if manifest is not None:
+                    manifests.append(manifest)
+        except Fault as fault:
+            mistakes.append(_located(source.name, fault))
+    mistakes += _repeated(manifests)
+    if mistakes:
+        raise _refusal(mistakes)
+    if not manifests:
+        raise CliError(f"there is no object in {', '.join(names)}")
+    return sorted(manifests, key=lambda manifest: KINDS.index(manifest.kind))
+
+
+def _objects(source: Source) -> Iterator[Node]:
+    """The documents; one that is a list, as `list -o json` prints, stands for its items."""
+    for node in source.documents():
+        if isinstance(node.value, list):
+            yield from node.value
+        else:
+            yield node
+
+
+def _manifest(node: Node, source: str, mistakes: list[str]) -> Manifest | None:
+    try:
+        kind, body = _headed(node)
+    except Fault as fault:
+        mistakes.append(_located(source, fault))
+        return None
+    message = _MESSAGES[kind.name]()
+    faults = decode(body, message, SET_BY_SERVER)
+    required = ["name", "definition"] if isinstance(message, Resource) else ["name"]
+    written = {fault.path for fault in faults}
+    faults += [
+        Fault(node.line, field, "is missing")
+        for field in required
+        if not getattr(message, field) and field not in written
+    ]
+    mistakes += [_located(source, fault) for fault in faults]
+    return None if faults else Manifest(kind, message, f"{source}:{node.line}")
+
+
+def _headed(node: Node) -> tuple[Kind, Node]:
+    """The kind of an object, and the object without its head."""
+    if not isinstance(node.value, dict):
+        raise Fault(node.line, "", f"an object must be a mapping with the key kind, not {node.kind}")
+    version = node.value.get("apiVersion")
+    if version is not None and version.value != API_VERSION:
+        raise Fault(node.line_of("apiVersion"), "apiVersion", f"must be {API_VERSION}")
+    kinds = [kind for kind in KINDS if kind.applied]
+    wanted = ", ".join(kind.name for kind in kinds)
+    given = node.value.get("kind")
+    if given is None:
+        raise Fault(node.line, "kind", f"is missing; it is one of {wanted}")
+    kind = kind_of(given.value) if isinstance(given.value, str) else None
+    if kind is None or given.value != kind.name:
+        hint = f"; did you mean {kind.name}?" if kind in kinds else f"; it is one of {wanted}"
+        raise Fault(node.line_of("kind"), "kind", f"must not be {given.kind}{hint}")
+    if kind not in kinds:
+        raise Fault(node.line_of("kind"), "kind", f"a {kind.name} can't be applied; only {wanted} can")
+    rest = {key: value for key, value in node.value.items() if key not in {"kind", "apiVersion"}}
+    return kind, Node(rest, node.line, key_lines=node.key_lines)
+
+
+def _repeated(manifests: Iterable[Manifest]) -> Iterator[str]:
+    first: dict[tuple[str, str], str] = {}
+    for manifest in manifests:
+        key = (manifest.object.namespace, manifest.label)
+        if key in first:
+            yield f"{manifest.source}: {manifest.label} stands twice; first in {first[key]}"
+        first.setdefault(key, manifest.source)
+
+
+def _located(source: str, fault: Fault) -> str:
+    return f"{source}:{fault.line}: {fault}" if fault.line else f"{source}: {fault}"
+
+
+def _refusal(mistakes: list[str]) -> CliError:
+    if len(mistakes) == 1:
+        return CliError(mistakes[0])
+    shown = mistakes[:_MAX_SHOWN]
+    if len(mistakes) > len(shown):
+        shown.append(f"… and {len(mistakes) - len(shown)} more")
+    return CliError(f"{len(mistakes)} mistakes; nothing was applied", shown)

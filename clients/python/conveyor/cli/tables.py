@@ -1,0 +1,122 @@
+"""The columns of lists."""
+
+from datetime import datetime
+from typing import cast
+
+from google.protobuf.message import Message
+
+from conveyor.cli.encode import enum_name
+from conveyor.cli.output import Row
+from conveyor.cli.times import age, length
+from conveyor.v1.driver_pb2 import Driver
+from conveyor.v1.pipeline_pb2 import Pipeline
+from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.run_pb2 import Run, StepRun, StepState
+
+DEFINITIONS = ("NAME", "GENERATION", "CHANGED", "DESCRIPTION")
+PIPELINES = ("NAME", "STEPS", "ORDER", "DEFINITION", "GENERATION", "CHANGED", "DESCRIPTION")
+RESOURCES = ("NAME", "PIPELINE", "GENERATION", "CHANGED", "LABELS")
+RUNS = ("ID", "PIPELINE", "RESOURCE", "STATE", "STEPS", "CREATED", "DURATION", "REASON", "MESSAGE")
+DRIVERS = ("NAME", "WORKERS", "BUSY", "SLOTS", "TRANSPORT", "LAST SEEN")
+STEPS = ("STEP", "DRIVER", "STATE", "ATTEMPT", "DURATION", "REASON", "MESSAGE")
+
+_TERMINAL = frozenset(
+    {
+        StepState.STEP_STATE_SUCCEEDED,
+        StepState.STEP_STATE_FAILED,
+        StepState.STEP_STATE_CANCELLED,
+        StepState.STEP_STATE_SKIPPED,
+    }
+)
+
+
+def definition_row(message: Message, now: datetime) -> Row:
+    """The row of a definition."""
+    it = cast(ResourceDefinition, message)
+    return it.name, str(it.generation), age(it, "update_time", now), it.description
+
+
+def pipeline_row(message: Message, now: datetime) -> Row:
+    """The row of a pipeline."""
+    it = cast(Pipeline, message)
+    steps = str(len(it.steps) + len(it.finally_steps))
+    order = enum_name(it, "order") or "LIST"
+    return it.name, steps, order, it.definition, str(it.generation), age(it, "update_time", now), it.description
+
+
+def resource_row(message: Message, now: datetime) -> Row:
+    """The row of a resource."""
+    it = cast(Resource, message)
+    return f"{it.definition}/{it.name}", it.pipeline, str(it.generation), age(it, "update_time", now), labels(it)
+
+
+def run_row(message: Message, now: datetime) -> Row:
+    """The row of a run."""
+    it = cast(Run, message)
+    steps = f"{sum(state in _TERMINAL for state in it.step_states)}/{len(it.step_states)}"
+    return (
+        it.id,
+        it.pipeline,
+        f"{it.definition}/{it.resource}",
+        enum_name(it, "state"),
+        steps,
+        age(it, "create_time", now),
+        length(it, now),
+        enum_name(it, "reason"),
+        it.message,
+    )
+
+
+def driver_row(message: Message, now: datetime) -> Row:
+    """The row of a driver."""
+    it = cast(Driver, message)
+    transports = {enum_name(worker, "transport") for worker in it.workers}
+    return (
+        it.name,
+        str(len(it.workers)),
+        str(sum(worker.busy for worker in it.workers)),
+        str(sum(worker.slots for worker in it.workers)),
+        ", ".join(sorted(transports)),
+        age(it, "last_seen_time", now),
+    )
+
+
+def step_row(step: StepRun, now: datetime) -> Row:
+    """The row of a step of a run."""
+    name = f"{step.step} (finally)" if step.finally_step else step.step
+    return (
+        step.step if not step.finally_step else name,
+        step.driver,
+        enum_name(step, "state"),
+        attempt(step),
+        length(step, now),
+        enum_name(step, "reason"),
+        step_message(step),
+    )
+
+
+def attempt(step: StepRun) -> str:
+    """Which attempt of how many it is; empty before the first."""
+    if not step.attempt:
+        return ""
+    return f"{step.attempt}/{max(step.max_attempts, step.attempt)}"
+
+
+def step_message(step: StepRun) -> str:
+    """What there is to say about a step."""
+    marks = [
+        mark
+        for mark, holds in (
+            ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
+            ("taken over", step.inherited),
+        )
+        if holds
+    ]
+    message = step.message or step.result.message
+    return f"{message} ({', '.join(marks)})".strip() if marks else message
+
+
+def labels(message: Pipeline | Resource | ResourceDefinition | Run) -> str:
+    """Labels in one line."""
+    return ", ".join(f"{key}={message.labels[key]}" for key in sorted(message.labels))

@@ -1,0 +1,234 @@
+"""Reads YAML 1.2 with its core schema and nothing of YAML 1.1: `no`, `on` and dates are text.
+
+The events of ruamel.yaml are composed here, so that every value knows its line, a key stands once, and an alias is
+counted before it is expanded.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, DocumentStartEvent, MappingStartEvent, ScalarEvent, SequenceStartEvent
+from ruamel.yaml.reader import ReaderError
+
+from conveyor.cli.nodes import Fault, Node, Scalar, child, shortened
+
+MAX_DEPTH = 100
+# What aliases may add to a file: enough for any that a person writes, and little memory.
+MAX_EXPANSION = 100_000
+
+_TAG = "tag:yaml.org,2002:"
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE = frozenset({"true", "True", "TRUE"})
+_FALSE = frozenset({"false", "False", "FALSE"})
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_PADDED = re.compile(r"[-+]?0[0-9]+")
+_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+def read_yaml(text: str) -> Iterator[Node]:
+    """The documents of a text, the empty ones left out. Raises Fault."""
+    composer = _Composer(text)
+    try:
+        yield from composer.documents()
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise Fault(mark.line + 1 if mark else 0, "", _explain(error)) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, int(error.position)) + 1
+        raise Fault(line, "", f"the character U+{int(error.character):04X} is not allowed in YAML") from None
+    except YAMLError as error:
+        raise Fault(0, "", str(error)) from None
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a scalar written without quotes is read as text."""
+    try:
+        return isinstance(_resolved(text, 0, ""), str)
+    except Fault:
+        return False
+
+
+class _Composer:
+    def __init__(self, text: str) -> None:
+        # Its event classes have no types of their own.
+        self._events: Iterator[Any] = iter(YAML(typ="safe", pure=True).parse(text))
+        self._anchors: dict[str, Node | None] = {}
+        self._expansion = 0
+
+    def documents(self) -> Iterator[Node]:
+        for event in self._events:
+            if isinstance(event, DocumentStartEvent):
+                self._anchors.clear()
+                node = self._node(next(self._events), "", 0)
+                if node.value is not None:
+                    yield node
+
+    def _node(self, event: Any, path: str, depth: int) -> Node:
+        line = event.start_mark.line + 1
+        if isinstance(event, AliasEvent):
+            return self._alias(event.anchor, line, path)
+        if depth > MAX_DEPTH:
+            raise Fault(line, path, f"more than {MAX_DEPTH} levels of nesting")
+        if event.anchor:
+            self._anchors[event.anchor] = None
+        if isinstance(event, ScalarEvent):
+            node = _scalar(event, line, path)
+        elif isinstance(event, SequenceStartEvent):
+            _check_tag(event, "seq", line, path)
+            node = self._sequence(event, line, path, depth)
+        else:
+            _check_tag(event, "map", line, path)
+            node = self._mapping(event, line, path, depth)
+        if event.anchor:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _alias(self, anchor: str, line: int, path: str) -> Node:
+        if anchor not in self._anchors:
+            raise Fault(line, path, f"the alias *{anchor} has no anchor &{anchor} before it")
+        node = self._anchors[anchor]
+        if node is None:
+            raise Fault(line, path, f"the alias *{anchor} is within its own anchor")
+        self._expansion += node.cost
+        if self._expansion > MAX_EXPANSION:
+            raise Fault(line, path, f"the aliases expand to more than {MAX_EXPANSION:,} values")
+        return Node(node.value, line, node.text, node.key_lines, node.cost)
+
+    def _sequence(self, start: Any, line: int, path: str, depth: int) -> Node:
+        items: list[Node] = []
+        cost = 1
+        while not _ends(event := next(self._events)):
+            items.append(self._node(event, f"{path}[{len(items)}]", depth + 1))
+            cost += items[-1].cost
+        return Node(items, line, cost=cost)
+
+    def _mapping(self, start: MappingStartEvent, line: int, path: str, depth: int) -> Node:
+        values: dict[str, Node] = {}
+        lines: dict[str, int] = {}
+        merged: list[Node] = []
+        cost = 1
+        while not _ends(event := next(self._events)):
+            key_line = event.start_mark.line + 1
+            if _is_merge(event):
+                merged += _mergeable(self._node(next(self._events), child(path, "<<"), depth + 1), key_line, path)
+                continue
+            key = self._key(event, key_line, path)
+            where = child(path, key)
+            if key in values:
+                raise Fault(key_line, where, f"the key stands twice; first in line {lines[key]}")
+            lines[key] = key_line
+            values[key] = node = self._node(next(self._events), where, depth + 1)
+            cost += 1 + node.cost
+        # A key that is written out wins over merged ones, and of those the first.
+        for source in merged:
+            assert isinstance(source.value, dict)
+            cost += source.cost
+            for key, node in source.value.items():
+                values.setdefault(key, node)
+                lines.setdefault(key, source.line_of(key))
+        return Node(values, line, key_lines=lines, cost=cost)
+
+    def _key(self, event: Any, line: int, path: str) -> str:
+        if isinstance(event, AliasEvent):
+            node = self._alias(event.anchor, line, path)
+        elif isinstance(event, ScalarEvent):
+            node = _scalar(event, line, path)
+            if event.anchor:
+                self._anchors[event.anchor] = node
+        else:
+            raise Fault(line, path, "a key must be text, not a list or mapping")
+        if not isinstance(node.value, str):
+            raise Fault(line, path, f'the key is {node.kind}, not text: quote it: "{node.text}"')
+        return node.value
+
+
+def _ends(event: Any) -> bool:
+    return type(event).__name__ in {"SequenceEndEvent", "MappingEndEvent"}
+
+
+def _is_merge(event: Any) -> bool:
+    return isinstance(event, ScalarEvent) and event.value == "<<" and event.style is None and not event.tag
+
+
+def _mergeable(node: Node, line: int, path: str) -> list[Node]:
+    sources = node.value if isinstance(node.value, list) else [node]
+    if not all(isinstance(source.value, dict) for source in sources):
+        raise Fault(line, child(path, "<<"), "only mappings can be merged")
+    return sources
+
+
+def _check_tag(event: Any, kind: str, line: int, path: str) -> None:
+    if event.tag and event.tag not in {_TAG + kind, "!"}:
+        raise Fault(line, path, f"the tag {_tag_name(event.tag)} is not supported here")
+
+
+def _scalar(event: Any, line: int, path: str) -> Node:
+    text: str = event.value
+    tag = event.tag
+    if tag in {None, ""}:
+        value = _resolved(text, line, path) if event.style is None else text
+    elif tag in {_TAG + "str", "!"}:
+        value = text
+    elif tag in {_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"}:
+        value = _resolved(text, line, path)
+        if isinstance(value, str):
+            raise Fault(line, path, f"{shortened(text)!r} is not what the tag {_tag_name(tag)} says")
+    else:
+        raise Fault(line, path, f"the tag {_tag_name(tag)} is not supported; write the value as text")
+    if isinstance(value, str):
+        return Node(_whole(value, line, path), line, cost=1 + len(value) // 64)
+    return Node(value, line, text=text)
+
+
+def _resolved(text: str, line: int, path: str) -> Scalar:
+    if text in _NULL:
+        return None
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    if _INT.fullmatch(text):
+        return integer(text, line, path)
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    if _PADDED.fullmatch(text):
+        # 755 for some readers of YAML and 493 for others.
+        bare = text.lstrip("+-0") or "0"
+        raise Fault(line, path, f'{text} is ambiguous: quote this value as text, "{text}", or write the number {bare}')
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _NOT_FINITE.fullmatch(text):
+        raise Fault(line, path, f"JSON has no {text}; send it as a string")
+    return text
+
+
+def integer(text: str, line: int, path: str) -> int:
+    """The integer that a text is. Python refuses those of thousands of digits, and so do we."""
+    if len(text) > 400:
+        raise Fault(line, path, f"an integer of {len(text)} digits does not fit a double; send it as a string")
+    return int(text)
+
+
+def _whole(text: str, line: int, path: str) -> str:
+    """The text with pairs of surrogates, as JSON writes them, joined."""
+    if text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise Fault(line, path, "the text is not valid Unicode (a lone surrogate)") from None
+
+
+def _tag_name(tag: str) -> str:
+    return tag.replace(_TAG, "!!")
+
+
+def _explain(error: MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context or "not YAML").replace("\\t", "\t")
+    if "\t" in problem:
+        return "a tab; YAML is indented with spaces"
+    context = f" ({error.context})" if error.context else ""
+    return f"not YAML: {problem}{context}"
