@@ -1,0 +1,107 @@
+"""Whether a resource may move, and the run that takes it along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conveyor.core import errors, limits
+from conveyor.state import keys, views
+from conveyor.state.launcher import Launcher, PreparedRun
+from conveyor.state.lookup import Lookup
+from conveyor.state.schemas import Schemas
+from conveyor.storage.v1 import storage_pb2
+from conveyor.store.port import Guard
+from conveyor.v1 import pipeline_pb2, resource_pb2, run_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A run that may start, and what must still hold when it is committed."""
+
+    prepared: PreparedRun
+    guards: list[Guard]
+
+
+class Admission:
+    """Checks resources against their definitions and pipelines."""
+
+    def __init__(self, lookup: Lookup, launcher: Launcher[Any]) -> None:
+        self._lookup = lookup
+        self._launcher = launcher
+        self.schemas = Schemas()
+
+    async def change(self, resource: resource_pb2.Resource, *, fresh: bool) -> Admitted:
+        """The run for a changed resource.
+
+        Raises errors.UnknownDefinition, errors.SchemaViolation, errors.UnknownPipeline, errors.DefinitionMismatch.
+        """
+        definition = await self._lookup.definition(resource.namespace, resource.definition, fresh=fresh)
+        if definition is None:
+            raise errors.UnknownDefinition(f"there is no resource definition {resource.definition}")
+        await self.schemas.check_spec(definition.object, resource.spec, "resource.spec")
+        guard = Guard(keys.definition(resource.namespace, resource.definition), definition.mod_revision)
+        return await self.run(resource, resource.pipeline, resource.labels, [guard], fresh=fresh)
+
+    async def run(
+        self,
+        resource: resource_pb2.Resource,
+        pipeline: str,
+        labels: Mapping[str, str],
+        guards: list[Guard],
+        *,
+        fresh: bool,
+    ) -> Admitted:
+        """A run of the resource on the named pipeline, or as a broadcast.
+
+        Raises errors.UnknownPipeline, errors.DefinitionMismatch.
+        """
+        chosen: pipeline_pb2.Pipeline | None = None
+        if pipeline:
+            found = await self._lookup.pipeline(resource.namespace, pipeline, fresh=fresh)
+            if found is None:
+                raise errors.UnknownPipeline(f"there is no pipeline {pipeline}")
+            chosen = found.object
+            if chosen.definition and chosen.definition != resource.definition:
+                raise errors.DefinitionMismatch(
+                    f"pipeline {pipeline} takes resources of {chosen.definition}, not of {resource.definition}"
+                )
+            guards.append(Guard(keys.pipeline(resource.namespace, pipeline), found.mod_revision))
+        prepared = self._launcher.prepare(resource.namespace, resource, chosen, labels=labels)
+        return Admitted(prepared, [*guards, *prepared.guards])
+
+    def retry(
+        self,
+        parent: str,
+        spec: storage_pb2.RunSpec,
+        labels: Mapping[str, str],
+        inherited: list[storage_pb2.StepRecord],
+        guards: list[Guard],
+    ) -> Admitted:
+        """A run of the same snapshot as its parent's, that takes over some of its steps."""
+        prepared = self._launcher.prepare(
+            spec.resource.namespace, spec.resource, spec.pipeline, labels=labels, parent=parent, inherited=inherited
+        )
+        return Admitted(prepared, [*guards, *prepared.guards])
+
+    async def launched(self, admitted: Admitted, revision: int) -> run_pb2.Run:
+        """The basic view of the run after the commit. Revision 0: nothing was stored, this is how it would be."""
+        if revision:
+            return await self._launcher.launched(admitted.prepared, revision)
+        run = views.basic_run(admitted.prepared.state.head, 0)
+        run.ClearField("etag")
+        return run
+
+    def abandoned(self, admitted: Admitted) -> None:
+        """The commit did not go through."""
+        self._launcher.abandoned(admitted.prepared)
+
+
+def merged_labels(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str, str]:
+    """Both together, `over` winning. Raises errors.InvalidRequest when they are too many."""
+    labels = {**base, **over}
+    if len(labels) > limits.LABELS:
+        text = f"there are {len(labels)} together with those that the run has already; at most {limits.LABELS}"
+        raise errors.InvalidRequest(violations=[errors.Violation("labels", text)])
+    return labels

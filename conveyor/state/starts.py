@@ -1,0 +1,111 @@
+"""Runs that a caller starts: of a resource as it is, or of an earlier run once more."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from conveyor.core import errors
+from conveyor.core.model import inheritable
+from conveyor.state import keys, views
+from conveyor.state.admission import Admission, Admitted, merged_labels
+from conveyor.state.commits import Committer, Draft
+from conveyor.state.kinds import RESOURCE
+from conveyor.state.lookup import Lookup, missing
+from conveyor.state.requests import Remembered, Slip
+from conveyor.state.runs import Runs
+from conveyor.store.port import Guard
+from conveyor.v1 import run_pb2
+
+
+class Starts:
+    """Starts runs; each in one commit with the record of its request. All methods raise the store's errors."""
+
+    def __init__(self, lookup: Lookup, admission: Admission, committer: Committer, runs: Runs) -> None:
+        self._lookup = lookup
+        self._admission = admission
+        self._committer = committer
+        self._runs = runs
+
+    async def start(
+        self,
+        namespace: str,
+        definition: str,
+        resource: str,
+        *,
+        pipeline: str = "",
+        labels: Mapping[str, str] | None = None,
+        slip: Slip | None = None,
+        validate_only: bool = False,
+    ) -> run_pb2.Run:
+        """Start a run of a resource, on its own pipeline or on the named one. Returns its basic view.
+
+        Raises errors.NotFound, errors.UnknownPipeline, errors.DefinitionMismatch, errors.InvalidRequest when its
+        labels are too many, and what `Committer.run` raises.
+        """
+        key = keys.resource(namespace, definition, resource)
+
+        async def draft(fresh: bool, slip: Slip | None) -> Draft[run_pb2.Run]:
+            found = await self._lookup.read(RESOURCE, key, fresh=fresh)
+            if found is None:
+                raise missing(RESOURCE, key)
+            admitted = await self._admission.run(
+                found.object,
+                pipeline or found.object.pipeline,
+                merged_labels(found.object.labels, labels or {}),
+                [Guard(key, found.mod_revision)],
+                fresh=fresh,
+            )
+            return self._draft(admitted, slip)
+
+        return await self._committer.run(draft, slip, self._again(namespace), validate_only=validate_only)
+
+    async def retry(
+        self, namespace: str, run_id: str, *, labels: Mapping[str, str] | None = None, slip: Slip | None = None
+    ) -> run_pb2.Run:
+        """Start a run that takes over the steps of this one that succeeded. Returns its basic view.
+
+        Raises errors.NotFound, errors.RunNotFinished, errors.RunSucceeded, errors.InvalidRequest when its labels
+        are too many, and what `Committer.run` raises.
+        """
+
+        async def draft(_: bool, slip: Slip | None) -> Draft[run_pb2.Run]:
+            parent = await self._runs.load(namespace, run_id)
+            if not parent.state.terminal:
+                raise errors.RunNotFinished(f"run {run_id} has not ended; cancel it first")
+            if parent.head.state == run_pb2.RUN_STATE_SUCCEEDED:
+                raise errors.RunSucceeded(f"run {run_id} succeeded; there is nothing to retry")
+            admitted = self._admission.retry(
+                run_id,
+                parent.spec,
+                merged_labels(parent.head.labels, labels or {}),
+                inheritable(parent.state),
+                [Guard(keys.head(namespace, run_id), parent.revision)],
+            )
+            return self._draft(admitted, slip)
+
+        return await self._committer.run(draft, slip, self._again(namespace))
+
+    def _draft(self, admitted: Admitted, slip: Slip | None) -> Draft[run_pb2.Run]:
+        run_id, namespace = admitted.prepared.run_id, admitted.prepared.state.head.namespace
+        guards, puts = admitted.guards, list(admitted.prepared.puts)
+        if slip is not None:
+            guards.insert(0, slip.guard)
+            puts.append(slip.put(run=run_id))
+        return Draft(
+            guards,
+            puts,
+            witness=(keys.spec(namespace, run_id), None),
+            done=lambda revision: self._admission.launched(admitted, revision),
+            undo=lambda: self._admission.abandoned(admitted),
+        )
+
+    def _again(self, namespace: str) -> Callable[[Remembered], Awaitable[run_pb2.Run]]:
+        """Answers a request that started a run before: with the run as it is now."""
+
+        async def answer(before: Remembered) -> run_pb2.Run:
+            try:
+                return views.basic_run(*await self._runs.head(namespace, before.run))
+            except errors.NotFound:
+                raise errors.NotFound(f"run {before.run}, which this request started, has been deleted") from None
+
+        return answer
