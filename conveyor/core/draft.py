@@ -1,32 +1,40 @@
-"""One transition while it is being made: copies what it changes, settles what follows, and ends as a Decision."""
+"""One transition while it is being made: copies what it changes, and ends as a Decision."""
 
 from __future__ import annotations
 
-from conveyor.core.model import TERMINAL_RUN, TERMINAL_STEP, Decision, Effects, RunState, Stop, Withdraw
-from conveyor.core.rules import STOPPED_BY_FAIL_FAST, judge, outcome
+from conveyor.core.model import OVERDUE, Decision, Event, RunState, Stop, Withdraw
+from conveyor.core.plan import Plan
+from conveyor.core.rules import may_start
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2
 
 MAX_RECORDS = 60
 """Step records changed by one commit; the store takes 96 operations, and claims and objects need room beside."""
 
+MAX_RECORD_BYTES = 512 << 10
+"""Stored records taken up by one commit, except the last; the store takes 1.25 MiB, and what is new comes on top."""
+
 MAX_ATTEMPTS_KEPT = 10
 MAX_LATE_RESULTS_KEPT = 5
+MAX_LATE_MESSAGE = 1024
 MAX_LOSSES = 3
 """How often the worker of a step may be lost before the step fails."""
 
-_OPEN_BEFORE_START = frozenset({run_pb2.STEP_STATE_PENDING, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_STATE_RETRYING})
-
 
 class Draft:
-    """A mutable copy of a run's state; the state that it came from stays as it is."""
+    """A mutable copy of a run's state; the state that it came from stays as it is.
+
+    `now` is what deadlines count from. `stamp` is what is written down: it never runs backwards within a run.
+    `thorough` has everything looked at that may follow, not only what the event touched.
+    """
 
     __slots__ = (
-        "_candidates",
-        "_old",
         "_steps",
+        "bytes_taken",
+        "candidates",
         "changed",
-        "effects",
+        "failed",
+        "freed",
         "head",
         "jitter",
         "more",
@@ -35,60 +43,78 @@ class Draft:
         "open_main",
         "open_needs",
         "plan",
+        "ready",
         "reasons",
+        "stamp",
         "states",
+        "stops",
+        "thorough",
+        "timers",
+        "withdrawals",
     )
 
-    def __init__(self, old: RunState, now: int, jitter: float) -> None:
-        self._old = old
-        self.plan = old.plan
+    def __init__(self, old: RunState, now: int, jitter: float, *, thorough: bool = False) -> None:
+        self.plan: Plan = old.plan
+        self.head = head = storage_pb2.RunHead()
+        head.CopyFrom(old.head)
+        self.states = bytearray(head.step_states)
+        self.reasons = bytearray(head.step_reasons)
         self.now = now
+        self.stamp = max(now, head.update_time)
         self.jitter = jitter
-        self.head = storage_pb2.RunHead()
-        self.head.CopyFrom(old.head)
-        self.states = bytearray(old.head.step_states)
-        self.reasons = bytearray(old.head.step_reasons)
+        self.thorough = thorough
         self._steps = old.steps.copy()
         self.open_needs = old.open_needs.copy()
         self.open_main = old.open_main
         self.open_finally = old.open_finally
+        self.failed = old.failed
         self.changed: set[int] = set()
-        self.effects = Effects()
+        self.bytes_taken = 0
         self.more = False
-        self._candidates: list[int] = []
+        self.candidates: list[int] = []
+        self.ready: list[int] = []
+        self.stops: list[Stop] = []
+        self.withdrawals: list[Withdraw] = []
+        self.timers: list[int] = []
+        self.freed: list[str] = []
 
-    # Primitives
+    # Reading
 
     def peek(self, index: int) -> storage_pb2.StepRecord | None:
         """The record for reading."""
         return self._steps[index]
-
-    def edit(self, index: int) -> storage_pb2.StepRecord:
-        """The record for changing: a copy made once, a new one for a step that has none."""
-        record = self._steps[index]
-        if index in self.changed and record is not None:
-            return record
-        copy = storage_pb2.StepRecord()
-        if record is None:
-            copy.step = self.plan.steps[index].id
-        else:
-            copy.CopyFrom(record)
-        self._steps[index] = copy
-        self.changed.add(index)
-        return copy
 
     @property
     def cancelling(self) -> bool:
         """Whether no new main step may start."""
         return self.head.state == run_pb2.RUN_STATE_CANCELLING
 
-    @property
-    def room(self) -> bool:
-        """Whether another record fits into this commit; otherwise a Continue must follow."""
-        if len(self.changed) < MAX_RECORDS:
+    def may_start(self, index: int) -> bool:
+        """Whether the step may be given to a worker, as far as the run is concerned."""
+        return may_start(self.plan, self.head, self.failed, index)
+
+    def fits(self, index: int) -> bool:
+        """Whether this commit has room for the record of the step; if not, another must follow."""
+        if index in self.changed or (len(self.changed) < MAX_RECORDS and self.bytes_taken < MAX_RECORD_BYTES):
             return True
         self.more = True
         return False
+
+    # Primitives
+
+    def edit(self, index: int) -> storage_pb2.StepRecord:
+        """The record of a step that was queued before, for changing: a copy, made once."""
+        record = self._steps[index]
+        if record is None:
+            raise ValueError(f"step {self.plan.steps[index].id} was never queued")
+        if index in self.changed:
+            return record
+        copy = storage_pb2.StepRecord()
+        copy.CopyFrom(record)
+        self._steps[index] = copy
+        self.changed.add(index)
+        self.bytes_taken += copy.ByteSize()
+        return copy
 
     def set_state(
         self,
@@ -96,43 +122,52 @@ class Draft:
         state: run_pb2.StepState.ValueType,
         reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED,
     ) -> None:
-        """Write the packed state, and the record's if there is one."""
+        """Write the state of a step that was queued before, into its record and into the head."""
+        record = self.edit(index)
+        record.state = state
+        record.reason = reason
         self.states[index] = state
         self.reasons[index] = reason
-        if self._steps[index] is not None:
-            record = self.edit(index)
-            record.state = state
-            record.reason = reason
 
     def queue(self, index: int, *, next_attempt: bool = False) -> None:
         """Make a step ready for a worker: its first attempt, its next one, or the same one again."""
-        record = self.edit(index)
-        record.state = run_pb2.STEP_STATE_QUEUED
-        record.reason = run_pb2.STEP_REASON_UNSPECIFIED
-        record.message = ""
-        if not record.attempt:
-            record.attempt = 1
-            record.queue_time = self.now
-        elif next_attempt:
-            record.attempt += 1
-        record.ready_time = self.now
-        record.start_time = 0
-        self._free(record)
-        bound = self.plan.steps[index].queue_timeout
-        record.next_time = self.now + bound if bound else 0
+        step = self.plan.steps[index]
+        if self._steps[index] is None:
+            record = storage_pb2.StepRecord(step=step.id, attempt=1, queue_time=self.stamp)
+            self._steps[index] = record
+            self.changed.add(index)
+        else:
+            record = self.edit(index)
+            record.message = ""
+            record.start_time = 0
+            if next_attempt:
+                record.attempt += 1
+                # The result that counts is one of the current attempt.
+                self.head.result_bytes -= len(record.result.data)
+                record.ClearField("result")
+        record.ready_time = self.stamp
         if self.plan.broadcast:
             # The answers to a broadcast are due together, whoever got it.
-            record.next_time = self.head.create_time + self.plan.steps[index].timeout
+            record.next_time = self.head.create_time + step.timeout
+        else:
+            record.next_time = self.now + step.queue_timeout if step.queue_timeout else 0
         if record.next_time:
-            self.effects.timers.append(record.next_time)
-        self.states[index] = run_pb2.STEP_STATE_QUEUED
-        self.reasons[index] = run_pb2.STEP_REASON_UNSPECIFIED
-        self.effects.ready.append(index)
+            self.timers.append(record.next_time)
+        self.set_state(index, run_pb2.STEP_STATE_QUEUED)
+        self.ready.append(index)
 
-    def _free(self, record: storage_pb2.StepRecord) -> None:
+    def take_back(self, index: int) -> None:
+        """Queue the current attempt again: nobody ever had it, so neither does the history."""
+        record = self.edit(index)
+        del record.attempts[-1]
+        self._release(index, record)
+        self.queue(index)
+
+    def _release(self, index: int, record: storage_pb2.StepRecord) -> None:
         """Forget who has the current attempt; its place is free for other work."""
-        if record.token:
-            self.effects.freed.append(record.token)
+        self.freed.append(record.token)
+        if record.transport == run_pb2.TRANSPORT_JETSTREAM and record.ticket.sequence:
+            self.withdrawals.append(withdrawal(index, record.token, record.ticket))
         record.token = ""
         record.session = ""
         record.worker = ""
@@ -142,22 +177,24 @@ class Draft:
 
     def end_attempt(
         self,
-        record: storage_pb2.StepRecord,
+        index: int,
         state: run_pb2.StepState.ValueType,
         reason: run_pb2.StepReason.ValueType,
         message: str,
         digest: bytes = b"",
     ) -> None:
-        """Close the current attempt in the history, if a worker ever had it."""
-        if not record.token or not record.attempts:
+        """Close the current attempt in the history, if it was given out, and free its place."""
+        record = self.edit(index)
+        if not record.token:
             return
         attempt = record.attempts[-1]
-        attempt.state = state
+        # Steps are skipped, attempts are not.
+        attempt.state = run_pb2.STEP_STATE_CANCELLED if state == run_pb2.STEP_STATE_SKIPPED else state
         attempt.reason = reason
         attempt.message = message
-        # A worker cannot end before it began, whatever the clock did in between.
-        attempt.end_time = max(self.now, attempt.start_time)
+        attempt.end_time = self.stamp
         attempt.result_digest = digest
+        self._release(index, record)
 
     def finish(
         self,
@@ -165,36 +202,40 @@ class Draft:
         state: run_pb2.StepState.ValueType,
         reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED,
         message: str = "",
+        digest: bytes = b"",
     ) -> None:
-        """Bring a step to its end and let the steps that need it be judged."""
-        self.states[index] = state
-        self.reasons[index] = reason
-        if self._steps[index] is not None:
+        """Bring a step to its end, with its current attempt, and have the steps that need it judged."""
+        if self._steps[index] is None:
+            self.states[index] = state
+            self.reasons[index] = reason
+        else:
+            self.end_attempt(index, state, reason, message, digest)
+            self.set_state(index, state, reason)
             record = self.edit(index)
-            record.state = state
-            record.reason = reason
             record.message = message
-            record.end_time = max(self.now, record.start_time)
+            record.end_time = self.stamp
             record.next_time = 0
-            if record.ticket.sequence and record.transport == run_pb2.TRANSPORT_JETSTREAM:
-                self.effects.withdrawals.append(Withdraw(index, record.token, _copy_ticket(record.ticket)))
-            self._free(record)
         step = self.plan.steps[index]
         if step.is_finally:
             self.open_finally -= 1
             return
         self.open_main -= 1
+        if state == run_pb2.STEP_STATE_FAILED and not step.allow_failure:
+            # The first failure stops others; later ones find them stopped.
+            self.thorough = self.thorough or not self.failed
+            self.failed += 1
+        open_needs = self.open_needs
         for dependent in step.dependents:
-            self.open_needs[dependent] -= 1
-            if not self.open_needs[dependent]:
-                self._candidates.append(dependent)
+            open_needs[dependent] -= 1
+            if not open_needs[dependent]:
+                self.candidates.append(dependent)
 
     def tell_to_stop(self, index: int, message: str, grace: int) -> None:
         """Have the worker of a running step told to stop."""
         record = self.edit(index)
         record.cancel_sent = True
-        self.effects.stops.append(
-            Stop(index, record.attempt, record.session, record.transport, record.token, message, grace)
+        self.stops.append(
+            Stop(index, record.attempt, record.session, record.transport, record.token, message, max(grace, 0))
         )
 
     def retry_or_fail(
@@ -204,123 +245,39 @@ class Draft:
         message: str,
         *,
         retryable: bool,
+        digest: bytes = b"",
     ) -> None:
-        """What follows an attempt that failed or timed out (its end in the history is written already)."""
+        """End an attempt that failed or timed out, and what follows from it."""
         record = self.edit(index)
         record.failures += 1
         retry = self.plan.steps[index].retry
-        if not retryable or record.failures >= retry.max_attempts or (self.cancelling and index < self.plan.main):
-            self.finish(index, run_pb2.STEP_STATE_FAILED, reason, message)
+        if not retryable or record.failures >= retry.max_attempts or not self.may_start(index):
+            self.finish(index, run_pb2.STEP_STATE_FAILED, reason, message, digest)
             return
+        self.end_attempt(index, run_pb2.STEP_STATE_FAILED, reason, message, digest)
         wait = retry.backoff(record.failures, self.jitter)
         if not wait:
             self.queue(index, next_attempt=True)
             return
-        self._free(record)
         record.message = message
         record.next_time = self.now + wait
-        self.effects.timers.append(record.next_time)
+        self.timers.append(record.next_time)
         self.set_state(index, run_pb2.STEP_STATE_RETRYING, reason)
 
-    # What follows by itself
-
-    def settle(self) -> None:
-        """Judge steps whose needs are terminal, stop what fail-fast stops, start finally steps, end the run."""
-        if self.head.state in TERMINAL_RUN:
-            return
-        if self.cancelling:
-            self._cancel_open_steps()
-        else:
-            self._fail_fast()
-            self._judge_candidates()
-        if self.more:
-            return
-        if not self.open_main:
-            if self.open_finally and not self.head.finally_time:
-                self.head.finally_time = self.now
-                self.head.finally_deadline = self.now + self.plan.finally_timeout
-                self.effects.timers.append(self.head.finally_deadline)
-            if self.head.finally_time:
-                self._start_finally_steps()
-            if not self.open_finally:
-                self._finish_run()
-
-    def candidates_from_state(self) -> None:
-        """Find all steps that wait only for being judged; after a commit that had no room for them."""
-        self._candidates = [
-            i for i in range(self.plan.main) if self.states[i] == run_pb2.STEP_STATE_PENDING and not self.open_needs[i]
-        ]
-
-    def _judge_candidates(self) -> None:
-        candidates = self._candidates
-        for index in candidates:  # grows while steps are skipped
-            if self.states[index] != run_pb2.STEP_STATE_PENDING:
-                continue
-            reason = judge(self.plan, self.states, index)
-            if reason:
-                self.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
-            elif self.room:
-                self.queue(index)
-        self._candidates = []
-
-    def _fail_fast(self) -> None:
-        plan = self.plan
-        if not plan.fail_fast or plan.broadcast or run_pb2.STEP_STATE_FAILED not in self.states:
-            return
-        if not any(
-            state == run_pb2.STEP_STATE_FAILED and not plan.steps[i].allow_failure
-            for i, state in enumerate(self.states[: plan.main])
-        ):
-            return
-        for step in plan.steps[: plan.main]:
-            if self.states[step.index] in _OPEN_BEFORE_START and step.rule in STOPPED_BY_FAIL_FAST:
-                if self._steps[step.index] is not None and not self.room:
-                    return
-                self.finish(step.index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_FAIL_FAST)
-
-    def _cancel_open_steps(self) -> None:
-        """What waits ends at once; what runs is told, once."""
-        timed_out = self.head.reason == run_pb2.RUN_REASON_TIMED_OUT
-        reason = run_pb2.STEP_REASON_RUN_TIMED_OUT if timed_out else run_pb2.STEP_REASON_RUN_CANCELLED
-        message = "the run timed out" if timed_out else "the run was cancelled"
-        for index in range(self.plan.main):
-            state = self.states[index]
-            if state in TERMINAL_STEP:
-                continue
-            if state == run_pb2.STEP_STATE_PENDING:
-                self.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
-                continue
-            record = self._steps[index]
-            if record is None or (state == run_pb2.STEP_STATE_RUNNING and record.cancel_sent):
-                continue
-            if not self.room:
-                return
-            if state == run_pb2.STEP_STATE_RUNNING:
-                self.tell_to_stop(index, self.head.cancel_message or message, self.head.cancel_deadline - self.now)
-            else:
-                self.end_attempt(self.edit(index), run_pb2.STEP_STATE_CANCELLED, reason, message)
-                self.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
-        self._candidates = []
-
-    def _start_finally_steps(self) -> None:
-        for index in range(self.plan.main, len(self.plan.steps)):
-            if self.states[index] == run_pb2.STEP_STATE_PENDING:
-                if not self.room:
-                    return
-                self.queue(index)
-
-    def _finish_run(self) -> None:
+    def begin_cancelling(
+        self, outcome: run_pb2.RunState.ValueType, reason: run_pb2.RunReason.ValueType, message: str, grace: int
+    ) -> None:
+        """From now on no main step starts; the run is going to end with this outcome."""
         head = self.head
-        if head.outcome:
-            head.state = head.outcome
-        else:
-            head.state, head.reason, step = outcome(self.plan, self.states)
-            if step >= 0:
-                record = self._steps[step]
-                said = f": {record.message}" if record is not None and record.message else ""
-                verb = "failed" if head.reason == run_pb2.RUN_REASON_STEP_FAILED else "was cancelled by its driver"
-                head.message = f"step {self.plan.steps[step].id} {verb}{said}"[:1024]
-        head.end_time = max(self.now, head.create_time)
+        if head.state == run_pb2.RUN_STATE_PENDING:
+            # It never began, so there is nothing for finally steps to clean up.
+            head.finally_deadline = OVERDUE
+        head.state = run_pb2.RUN_STATE_CANCELLING
+        head.outcome = outcome
+        head.reason = reason
+        head.message = message
+        head.cancel_deadline = self.now + grace
+        self.timers.append(head.cancel_deadline)
 
     # The end
 
@@ -328,29 +285,33 @@ class Draft:
         self,
         disposition: result_pb2.Disposition.ValueType = result_pb2.DISPOSITION_UNSPECIFIED,
         message: str = "",
+        rest: Event | None = None,
     ) -> Decision:
         """The Decision that all of this comes to."""
         head = self.head
         head.step_states = bytes(self.states)
         head.step_reasons = bytes(self.reasons)
-        head.update_time = max(self.now, head.update_time)
-        effects = self.effects
+        head.update_time = self.stamp
         return Decision(
-            state=RunState(self.plan, head, self._steps, self.open_needs, self.open_main, self.open_finally),
+            state=RunState(
+                self.plan, head, self._steps, self.open_needs, self.open_main, self.open_finally, self.failed
+            ),
             dirty=True,
             changed=frozenset(self.changed),
-            ready=tuple(i for i in effects.ready if self.states[i] == run_pb2.STEP_STATE_QUEUED),
-            stops=tuple(effects.stops),
-            withdrawals=tuple(effects.withdrawals),
-            timers=tuple(effects.timers),
-            freed=tuple(effects.freed),
+            ready=tuple([i for i in self.ready if self.states[i] == run_pb2.STEP_STATE_QUEUED]) if self.ready else (),
+            stops=tuple(self.stops),
+            withdrawals=tuple(self.withdrawals),
+            timers=tuple(self.timers),
+            freed=tuple(self.freed),
             more=self.more,
             disposition=disposition,
             message=message,
+            rest=rest,
         )
 
 
-def _copy_ticket(ticket: storage_pb2.Ticket) -> storage_pb2.Ticket:
+def withdrawal(index: int, token: str, ticket: storage_pb2.Ticket) -> Withdraw:
+    """The command to take a ticket back; with a copy, since records let go of theirs."""
     copy = storage_pb2.Ticket()
     copy.CopyFrom(ticket)
-    return copy
+    return Withdraw(index, token, copy)

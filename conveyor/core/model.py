@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from conveyor.core.plan import Plan
 from conveyor.storage.v1 import storage_pb2
@@ -19,14 +19,17 @@ TERMINAL_STEP = frozenset(
     }
 )
 
+OVERDUE = 1
+"""A deadline that has passed whatever the clock says."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class RunState:
-    """A run as the core sees it; never changed, only replaced.
+    """A run as the core sees it; never changed, only replaced (not frozen: that makes every decision 10 % slower).
 
     `steps[i]` is the record of step i, None until it is QUEUED for the first time. The counters derive from
-    `head.step_states`: `open_needs[i]` needs of step i that are not terminal, and how many main and finally steps
-    are not.
+    `head.step_states`: `open_needs[i]` needs of step i that are not terminal, how many main and finally steps are
+    not, and how many main steps failed although they must not.
     """
 
     plan: Plan
@@ -35,6 +38,7 @@ class RunState:
     open_needs: list[int]
     open_main: int
     open_finally: int
+    failed: int
 
     @classmethod
     def of(cls, plan: Plan, head: storage_pb2.RunHead, records: Iterable[storage_pb2.StepRecord]) -> RunState:
@@ -51,6 +55,10 @@ class RunState:
             open_needs=[sum(not done[need] for need in step.needs) for step in plan.steps],
             open_main=sum(not done[i] for i in range(plan.main)),
             open_finally=sum(not done[i] for i in range(plan.main, len(plan.steps))),
+            failed=sum(
+                states[step.index] == run_pb2.STEP_STATE_FAILED and not step.allow_failure
+                for step in plan.steps[: plan.main]
+            ),
         )
 
     @property
@@ -77,29 +85,49 @@ def new_run(plan: Plan, head: storage_pb2.RunHead, inherited: Iterable[storage_p
     return RunState.of(plan, head, kept)
 
 
+_DECIDED_BY_NEEDS = frozenset(
+    {
+        run_pb2.STEP_REASON_NEED_FAILED,
+        run_pb2.STEP_REASON_NEED_SKIPPED,
+        run_pb2.STEP_REASON_NO_NEED_FAILED,
+    }
+)
+
+
 def inheritable(state: RunState) -> list[storage_pb2.StepRecord]:
-    """The records that a retry of this run takes over: main steps that succeeded and whose needs all are taken over."""
+    """The records that a retry of this run takes over: main steps that succeeded and would find the same again.
+
+    That is so when each of their needs is taken over too, or was skipped and is going to be for the same reason.
+    """
+    plan, head = state.plan, state.head
     kept: list[storage_pb2.StepRecord] = []
-    taken = [False] * len(state.plan.steps)
-    order = [step.index for step in state.plan.steps[: state.plan.main] if not step.needs]
-    open_needs = [len(step.needs) for step in state.plan.steps]
+    same = [False] * len(plan.steps)
+    order = [step.index for step in plan.steps[: plan.main] if not step.needs]
+    open_needs = [len(step.needs) for step in plan.steps]
     for index in order:
-        step, record = state.plan.steps[index], state.steps[index]
-        taken[index] = (
-            state.head.step_states[index] == run_pb2.STEP_STATE_SUCCEEDED
-            and record is not None
-            and all(taken[need] for need in step.needs)
-        )
-        if taken[index] and record is not None:
-            copy = storage_pb2.StepRecord()
-            copy.CopyFrom(record)
-            copy.inherited = True
-            kept.append(copy)
+        step, record = plan.steps[index], state.steps[index]
+        if all(same[need] for need in step.needs):
+            if head.step_states[index] == run_pb2.STEP_STATE_SUCCEEDED and record is not None:
+                same[index] = True
+                kept.append(_inherited(record))
+            elif head.step_states[index] == run_pb2.STEP_STATE_SKIPPED:
+                same[index] = head.step_reasons[index] in _DECIDED_BY_NEEDS
         for dependent in step.dependents:
             open_needs[dependent] -= 1
             if not open_needs[dependent]:
                 order.append(dependent)
     return kept
+
+
+def _inherited(record: storage_pb2.StepRecord) -> storage_pb2.StepRecord:
+    """A copy with the attempt that succeeded; the others stay with the run that made them."""
+    copy = storage_pb2.StepRecord()
+    copy.CopyFrom(record)
+    copy.inherited = True
+    del copy.attempts[:-1]
+    for attempt in copy.attempts:
+        attempt.ClearField("late_results")
+    return copy
 
 
 # Events
@@ -112,7 +140,10 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """Go on with what one commit could not hold; derives all of it from the state, so it never does harm."""
+    """Go on with what one commit could not hold; the same as Tick.
+
+    Derives all of it from the state, so it never does harm.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +218,9 @@ class TicketWithdrawn:
 class ResultReceived:
     """A DriverResult. `step` empty: of an older driver, that names neither step, attempt nor token.
 
+    `digest` is of the content, always of the same length. `message_id` names the broker's message that such a driver
+    sent, so that its redelivery is not taken for the answer to the driver's next step: stream, its creation time, and
+    sequence.
     `invalid` says why a result that cannot be kept fails its step (a StepReason), with `result.message` for people.
     """
 
@@ -197,6 +231,7 @@ class ResultReceived:
     result: storage_pb2.StoredResult
     digest: bytes
     invalid: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED
+    message_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,14 +299,15 @@ class Withdraw:
     ticket: storage_pb2.Ticket
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """The new state with what must be stored and done.
 
     `changed`: indexes of the step records to store; the head is to be stored whenever `dirty`. `ready`: steps that
     became QUEUED and belong to nobody yet. `stops` and `withdrawals` are effects for after the commit. `timers`:
-    new times at which a Tick is due. `more`: a Continue must follow. `freed`: tokens whose attempts ended.
-    `disposition` and `message` answer a result.
+    new times at which a Tick is due. `more`: a Continue must follow, or `rest` if there is one. `freed`: tokens whose
+    attempts ended. `disposition` and `message` answer a result. A decision that is not dirty may still have
+    withdrawals.
     """
 
     state: RunState
@@ -285,10 +321,11 @@ class Decision:
     more: bool = False
     disposition: result_pb2.Disposition.ValueType = result_pb2.DISPOSITION_UNSPECIFIED
     message: str = ""
+    rest: Event | None = None
 
     def then(self, later: Decision) -> Decision:
         """Both as one decision, for one commit; `later` was made from this one's state."""
-        if not later.dirty:
+        if not later.dirty and not later.withdrawals and not later.disposition:
             return self
         steps = later.state.steps
         still_ready = tuple(
@@ -298,9 +335,9 @@ class Decision:
         )
         return Decision(
             state=later.state,
-            dirty=True,
+            dirty=self.dirty or later.dirty,
             changed=self.changed | later.changed,
-            ready=still_ready + later.ready,
+            ready=still_ready + tuple(i for i in later.ready if i not in still_ready),
             stops=self.stops + later.stops,
             withdrawals=self.withdrawals + later.withdrawals,
             timers=self.timers + later.timers,
@@ -308,15 +345,5 @@ class Decision:
             more=self.more or later.more,
             disposition=self.disposition or later.disposition,
             message=self.message or later.message,
+            rest=self.rest or later.rest,
         )
-
-
-@dataclass(slots=True)
-class Effects:
-    """Collects the effects of one transition."""
-
-    ready: list[int] = field(default_factory=list)
-    stops: list[Stop] = field(default_factory=list)
-    withdrawals: list[Withdraw] = field(default_factory=list)
-    timers: list[int] = field(default_factory=list)
-    freed: list[str] = field(default_factory=list)

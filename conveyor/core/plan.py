@@ -44,7 +44,10 @@ NO_RETRY = RetryPlan()
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds (0: no bound)."""
+    """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
+
+    A `queue_timeout` of 0 is no bound.
+    """
 
     index: int
     id: str
@@ -61,7 +64,10 @@ class PlanStep:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All steps in snapshot order, finally steps last: the first `main` ones are the others."""
+    """All steps in snapshot order, finally steps last: the first `main` ones are the others.
+
+    A broadcast has neither order nor failure policy: each driver answers for itself.
+    """
 
     steps: tuple[PlanStep, ...]
     index: Mapping[str, int]
@@ -128,7 +134,8 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
     main = len(pipeline.steps)
     sources = [*pipeline.steps, *pipeline.finally_steps]
     index = {step.id: i for i, step in enumerate(sources)}
-    is_list = pipeline.order != pipeline_pb2.ORDER_GRAPH
+    broadcast = not pipeline.name
+    is_list = pipeline.order != pipeline_pb2.ORDER_GRAPH and not broadcast
     needs: list[tuple[int, ...]] = []
     dependents: list[list[int]] = [[] for _ in sources]
     for i, step in enumerate(sources):
@@ -162,8 +169,8 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         index=index,
         main=main,
         is_list=is_list,
-        fail_fast=pipeline.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE,
-        broadcast=not pipeline.name,
+        fail_fast=pipeline.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE and not broadcast,
+        broadcast=broadcast,
         timeout=micros(pipeline.timeout) if pipeline.HasField("timeout") else DEFAULT_RUN_TIMEOUT,
         finally_timeout=(
             micros(pipeline.finally_timeout) if pipeline.HasField("finally_timeout") else DEFAULT_FINALLY_TIMEOUT

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from conveyor.core.model import OVERDUE
 from conveyor.core.plan import Plan
+from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
 
 STOPPED_BY_FAIL_FAST = frozenset({pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS, pipeline_pb2.TRIGGER_RULE_NONE_FAILED})
 """Steps with one of these rules have nothing left to wait for once the run is to fail."""
+
+
+def may_start(plan: Plan, head: storage_pb2.RunHead, failed: int, index: int) -> bool:
+    """Whether a queued step may go to a worker, as far as its run is concerned.
+
+    A commit has no room for stopping hundreds of steps at once: until their turn comes, this keeps them back.
+    """
+    if index >= plan.main:
+        return head.finally_deadline > OVERDUE
+    if head.state != run_pb2.RUN_STATE_RUNNING:
+        return False
+    return not (failed and plan.fail_fast and plan.steps[index].rule in STOPPED_BY_FAIL_FAST)
 
 
 def judge(plan: Plan, states: bytes | bytearray, index: int) -> run_pb2.StepReason.ValueType:

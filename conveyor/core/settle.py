@@ -1,0 +1,163 @@
+"""What follows by itself from a change: steps are judged, stopped or started, and the run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from conveyor.core.draft import Draft
+from conveyor.core.model import OVERDUE, TERMINAL_STEP
+from conveyor.core.plan import SECOND
+from conveyor.core.rules import STOPPED_BY_FAIL_FAST, judge, outcome
+from conveyor.v1 import run_pb2
+
+_NOT_STARTED = frozenset({run_pb2.STEP_STATE_PENDING, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_STATE_RETRYING})
+
+
+def settle(draft: Draft) -> None:
+    """Bring a run that has not ended to rest. What has no room in this commit is left, and `draft.more` set."""
+    if draft.cancelling:
+        _stop_main_steps(draft)
+    else:
+        if draft.failed and draft.plan.fail_fast:
+            _fail_fast(draft)
+        if draft.candidates:
+            _judge_candidates(draft)
+    if draft.open_main or draft.more:
+        return
+    if draft.open_finally:
+        _settle_finally_steps(draft)
+    if not draft.open_finally:
+        _finish_run(draft)
+
+
+def find_candidates(draft: Draft) -> None:
+    """Find all steps that wait only for being judged; after a commit that had no room for them."""
+    draft.candidates = [
+        i for i in range(draft.plan.main) if draft.states[i] == run_pb2.STEP_STATE_PENDING and not draft.open_needs[i]
+    ]
+
+
+def _main_steps(draft: Draft) -> Iterable[int]:
+    """The main steps to look at. Untouched ones were brought to rest before, or a Continue does."""
+    if draft.thorough:
+        return range(draft.plan.main)
+    return sorted(index for index in draft.changed if index < draft.plan.main)
+
+
+def _judge_candidates(draft: Draft) -> None:
+    for index in draft.candidates:  # grows while steps are skipped
+        if draft.states[index] != run_pb2.STEP_STATE_PENDING:
+            continue
+        reason = judge(draft.plan, draft.states, index)
+        if reason:
+            draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
+        elif draft.fits(index):
+            draft.queue(index)
+
+
+def _fail_fast(draft: Draft) -> None:
+    for index in _main_steps(draft):
+        if draft.states[index] not in _NOT_STARTED or draft.plan.steps[index].rule not in STOPPED_BY_FAIL_FAST:
+            continue
+        if draft.peek(index) is None or draft.fits(index):
+            draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_FAIL_FAST, "another step failed")
+
+
+def _stop_reason(draft: Draft) -> tuple[run_pb2.StepReason.ValueType, str]:
+    if draft.head.reason == run_pb2.RUN_REASON_TIMED_OUT:
+        return run_pb2.STEP_REASON_RUN_TIMED_OUT, "the run timed out"
+    return run_pb2.STEP_REASON_RUN_CANCELLED, "the run was cancelled"
+
+
+def _stop_main_steps(draft: Draft) -> None:
+    """What waits ends at once; what runs is told, once, and abandoned when it does not confirm in time."""
+    deadline = draft.head.cancel_deadline
+    reason, message = _stop_reason(draft)
+    for index in _main_steps(draft):
+        state, record = draft.states[index], draft.peek(index)
+        if state in TERMINAL_STEP:
+            continue
+        if record is None:
+            draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
+            continue
+        running, overdue = state == run_pb2.STEP_STATE_RUNNING, deadline <= draft.now
+        if (running and record.cancel_sent and not overdue) or not draft.fits(index):
+            continue
+        if running and not record.cancel_sent:
+            draft.tell_to_stop(index, draft.head.cancel_message or message, deadline - draft.now)
+        if running and overdue:
+            draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, _abandoned(deadline))
+        elif not running:
+            draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
+
+
+def _abandoned(deadline: int) -> str:
+    if deadline == OVERDUE:
+        return "cancelled by force; its worker may still be at it"
+    return "its worker did not confirm that it stopped; it may still be at it"
+
+
+def _settle_finally_steps(draft: Draft) -> None:
+    """Start finally steps once, and end them when their bound has passed."""
+    head = draft.head
+    if not head.finally_deadline:
+        head.finally_time = draft.stamp
+        head.finally_deadline = draft.now + draft.plan.finally_timeout
+        draft.timers.append(head.finally_deadline)
+        draft.thorough = True
+    if not draft.thorough:
+        return
+    steps = range(draft.plan.main, len(draft.plan.steps))
+    if head.finally_deadline <= draft.now:
+        _end_finally_steps(draft, steps)
+        return
+    for index in steps:
+        if draft.states[index] == run_pb2.STEP_STATE_PENDING and draft.fits(index):
+            draft.queue(index)
+
+
+def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
+    head, plan = draft.head, draft.plan
+    if head.finally_deadline == OVERDUE:
+        reason, message = _stop_reason(draft)
+    else:
+        reason = run_pb2.STEP_REASON_RUN_TIMED_OUT
+        message = f"the finally steps took longer than {plan.finally_timeout / SECOND:g} s"
+    missed = False
+    for index in steps:
+        state = draft.states[index]
+        if state in TERMINAL_STEP:
+            continue
+        if draft.peek(index) is None:
+            draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
+        elif draft.fits(index):
+            if state == run_pb2.STEP_STATE_RUNNING:
+                draft.tell_to_stop(index, message, 0)
+                said = f"{message}; its worker may still be at it"
+                draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, said)
+            else:
+                draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
+        else:
+            continue
+        missed = missed or not plan.steps[index].allow_failure
+    # A run that would have succeeded has not; one that failed before keeps its reason.
+    if missed and not head.outcome and outcome(plan, draft.states[: plan.main])[0] == run_pb2.RUN_STATE_SUCCEEDED:
+        head.outcome = run_pb2.RUN_STATE_FAILED
+        head.reason = run_pb2.RUN_REASON_TIMED_OUT
+        head.message = message
+
+
+def _finish_run(draft: Draft) -> None:
+    head, plan = draft.head, draft.plan
+    head.end_time = draft.stamp
+    if head.outcome:
+        head.state = head.outcome
+        return
+    head.state, reason, index = outcome(plan, draft.states)
+    if not reason:
+        return
+    head.reason = reason
+    record = draft.peek(index)
+    said = f": {record.message}" if record is not None and record.message else ""
+    verb = "failed" if reason == run_pb2.RUN_REASON_STEP_FAILED else "was cancelled by its driver"
+    head.message = f"step {plan.steps[index].id} {verb}{said}"[:1024]
