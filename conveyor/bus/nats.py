@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
 import time
@@ -34,6 +35,7 @@ _COMPLAIN_S = 30.0
 _MAX_EVENTS = 10_000
 """Events that wait to be sent; more are dropped, the store knows it all."""
 _CONSUMER_ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.*.{MESSAGES_STREAM}.*"
+_NOTE = "Conveyor-Next"
 _STREAM_ADVISORIES = "$JS.EVENT.ADVISORY.STREAM.*.*"
 
 
@@ -143,21 +145,26 @@ class Bus:
     # Logs.
 
     async def append_log(
-        self, namespace: str, run: str, step: str, body: bytes, *, expected: int, timeout: float
+        self, namespace: str, run: str, step: str, body: bytes, *, expected: int, note: str, timeout: float
     ) -> int:
         """Stores a batch of lines; returns its stream sequence.
 
         `expected` is the sequence of the step's last batch, 0 for none. Raises WrongSequence when it is another one.
+        `note` is kept beside the body, for `last_log`.
         """
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected), _NOTE: note}
         subject = subjects.logs(namespace, run, step)
         return (await self.current().publish(subject, body, headers=headers, timeout=timeout)).sequence
 
-    async def last_log(self, namespace: str, run: str, step: str) -> int:
-        """The stream sequence of the step's last batch, 0 for none. Raises BusUnavailable."""
+    async def last_log(self, namespace: str, run: str, step: str) -> tuple[int, str]:
+        """The stream sequence of the step's last batch and its note; 0 for none. Raises BusUnavailable."""
         wanted = {"last_by_subj": subjects.logs(namespace, run, step)}
         message = await self.current().message(LOGS_STREAM, wanted)
-        return 0 if message is None else int(message["seq"])
+        if message is None:
+            return 0, ""
+        headers = base64.b64decode(message.get("hdrs") or "").decode(errors="replace")
+        notes = (line.partition(":") for line in headers.split("\r\n"))
+        return int(message["seq"]), next((value.strip() for key, _, value in notes if key == _NOTE), "")
 
     def read_logs(self, filters: list[str], *, start: int = 1) -> OrderedReader:
         """Reads the log stream from that sequence on."""

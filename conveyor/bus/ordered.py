@@ -53,6 +53,8 @@ class OrderedReader:
         self._pull: Pull | None = None
         self._delivered = 0
         self.created = ""
+        self.first = 0
+        """The sequence of the first message that the stream still had."""
         self.pending = 0
         """How many stored messages had not been read when the broker last said."""
 
@@ -86,6 +88,11 @@ class OrderedReader:
             return False
         return int(info["num_pending"]) == 0 and int(info["delivered"]["consumer_seq"]) == self._delivered
 
+    async def seek(self, start: int) -> None:
+        """Goes on with the message of this sequence, or the first after it."""
+        self._next = max(1, start)
+        await self._close(forget=True)
+
     def wake(self) -> None:
         """Makes a `next` that waits return None."""
         if self._pull is not None:
@@ -115,7 +122,7 @@ class OrderedReader:
         if self.created and info["created"] != self.created:
             self._next = 1
         self.created = info["created"]
-        # A start beyond the end would wait for numbers that a purged or new stream reaches much later.
+        self.first = int(info["state"]["first_seq"])
         self._name = f"reader-{secrets.token_hex(8)}"
         consumer = await jetstream.call(
             f"CONSUMER.CREATE.{self._stream}.{self._name}",
