@@ -68,7 +68,15 @@ async def ensure(jetstream: JetStream, settings: StreamSettings) -> dict[str, st
 
     Raises BusConflict when somebody else's stream stands in the way.
     """
-    return {name: await _ensure(jetstream, config) for name, config in configs(settings).items()}
+    wanted = configs(settings)
+    # All before any is touched: an older server may still run on what stands in the way.
+    for config in wanted.values():
+        info = await jetstream.stream(config["name"])
+        if info is not None:
+            _refuse_foreign(info["config"], config)
+        if info is None or info["config"]["subjects"] != config["subjects"]:
+            await _refuse_holders(jetstream, config)
+    return {name: await _ensure(jetstream, config) for name, config in wanted.items()}
 
 
 async def _ensure(jetstream: JetStream, wanted: JsonObject) -> str:
@@ -80,7 +88,6 @@ async def _ensure(jetstream: JetStream, wanted: JsonObject) -> str:
             _log.info("bus.stream.created", stream=name)
         else:
             current = info["config"]
-            _refuse_foreign(current, wanted)
             if any(current.get(key) != value for key, value in wanted.items()):
                 info = await jetstream.call(f"STREAM.UPDATE.{name}", current | wanted)
                 _log.info("bus.stream.updated", stream=name)
@@ -89,7 +96,7 @@ async def _ensure(jetstream: JetStream, wanted: JsonObject) -> str:
             # Another replica was faster, with settings of its own.
             return await _ensure(jetstream, wanted)
         if error.err_code == SUBJECTS_OVERLAP:
-            raise BusConflict(await _holders(jetstream, wanted)) from None
+            await _refuse_holders(jetstream, wanted)
         raise
     return cast(str, info["created"])
 
@@ -108,8 +115,8 @@ def _refuse_foreign(current: JsonObject, wanted: JsonObject) -> None:
     )
 
 
-async def _holders(jetstream: JetStream, wanted: JsonObject) -> str:
-    """Names the streams that hold subjects of ours, and what to do."""
+async def _refuse_holders(jetstream: JetStream, wanted: JsonObject) -> None:
+    """Names the streams that hold subjects of ours, and says what to do."""
     holders: dict[str, list[str]] = {}
     for subject in wanted["subjects"]:
         for stream in await jetstream.streams_with(subject):
@@ -117,10 +124,10 @@ async def _holders(jetstream: JetStream, wanted: JsonObject) -> str:
             if config["name"] != wanted["name"]:
                 holders[config["name"]] = list(config.get("subjects") or [])
     if not holders:
-        return f"some stream holds subjects of stream `{wanted['name']}`, {_OWN_ACCOUNT}"
+        return
     held = ", ".join(f"`{name}` ({', '.join(subjects)})" for name, subjects in sorted(holders.items()))
     removals = " and ".join(f"`nats stream rm {name}`" for name in sorted(holders))
-    return (
+    raise BusConflict(
         f"the subjects of stream `{wanted['name']}` are held by {held}, perhaps an older server's: "
         f"stop that server, let what is in it be done, and remove it ({removals}), {_OWN_ACCOUNT}"
     )

@@ -29,7 +29,7 @@ class TicketFate(Enum):
     """What became of a ticket."""
 
     WAITING = "waiting"
-    """It is in the stream and no driver was given it."""
+    """It is in the stream, and no driver was given it."""
     DELIVERED = "delivered"
     """A driver was given it: a second one would run the step twice."""
     LOST = "lost"
@@ -48,13 +48,24 @@ class Tickets:
         self._highest = ("", 0)
 
     async def publish(
-        self, namespace: str, driver: str, definition: str, token: str, body: bytes, *, timeout: float = PUBLISH_S
+        self,
+        namespace: str,
+        driver: str,
+        definition: str,
+        token: str,
+        body: bytes,
+        *,
+        replaces: TicketReceipt | None = None,
+        timeout: float = PUBLISH_S,
     ) -> TicketReceipt:
         """Publishes a ticket; again with the same token, within two minutes, it is the same message.
 
+        So a ticket whose fate is LOST must be named by `replaces`: the broker would not take it a second time.
         The caller has made sure that the driver's consumer matches: nothing is kept for nobody. Raises TooLarge, and
         BusUnavailable when it is not certain that the ticket is there.
         """
+        if replaces is not None:
+            token = f"{token} {replaces.stream_created} {replaces.sequence}"
         return await self._publish(subjects.ticket(namespace, driver, definition), token, body, timeout)
 
     async def broadcast(

@@ -81,6 +81,11 @@ def encode_run_created(namespace: str, run: str) -> bytes:
     return values.dumps({"namespace": namespace or subjects.DEFAULT_NAMESPACE, "run_id": run}).encode()
 
 
+def encode_cancel(attempt: int, token: str, message: str, grace: float) -> bytes:
+    """The body for `cancel.{run}.{step}`; `grace` is how many seconds the server waits for the confirmation."""
+    return values.dumps({"attempt": attempt, "token": token, "message": message, "grace": grace}).encode()
+
+
 def decode_run_created(subject: str, body: bytes) -> RunCreated:
     """The event in `pipelines.run.created`; the subject says the namespace. Raises Undecodable."""
     return RunCreated(subjects.split(subject)[0], _run_id(_object(body)))
