@@ -317,6 +317,12 @@ class Engine:
             self._send(run, index, worker, token)
         relieved: set[tuple[str, str]] = set()
         told = {stop.token for stop in decision.stops if stop.grace}
+        answered = bool(decision.disposition)
+        if self.tickets is not None:
+            for withdraw in decision.withdrawals:
+                self.tickets.withdraw(*key, run.state.plan.steps[withdraw.index].driver, withdraw)
+            for token in decision.freed:
+                self.tickets.ended(token, answered=answered)
         for token in decision.freed:
             if token in told:
                 # The worker is still at it: its place is free when it answers, at the latest after the grace time.
@@ -326,10 +332,7 @@ class Engine:
                 relieved.add((holder.namespace, holder.driver))
         for stop in decision.stops:
             self._stop(run, stop)
-        namespace, run_id = key
         if self.tickets is not None:
-            for withdraw in decision.withdrawals:
-                self.tickets.withdraw(namespace, run_id, withdraw)
             if dispatch.tickets and run.state.plan.broadcast:
                 self.tickets.publish_broadcast(run, dispatch.tickets)
             else:
@@ -403,9 +406,21 @@ class Engine:
             return
         waiter = Waiter(head.namespace, step.driver, head.definition, head.id, index)
         self.pool.wait(waiter, record.ready_time)
-        if self.tickets is not None:
+        if self.tickets is not None and not self.pool.workers(head.namespace, step.driver):
             self.tickets.wait(waiter)
         self.pump(head.namespace, step.driver)
+
+    def workers_came(self, namespace: str, driver: str) -> None:
+        """A worker is ready: it gets what waits, and what is on the broker and not yet delivered."""
+        if self.tickets is not None:
+            self.tickets.workers_came(namespace, driver)
+        self.pump(namespace, driver)
+
+    def worker_left(self, namespace: str, driver: str) -> None:
+        """A session is gone: without another one, what waits may go to a JetStream consumer."""
+        if self.tickets is not None and not self.pool.workers(namespace, driver):
+            for waiter in self.pool.waiters(namespace, driver):
+                self.tickets.wait(waiter)
 
     def pump(self, namespace: str, driver: str) -> None:
         """Give waiting steps to free workers of a driver, as long as there are both."""
@@ -471,15 +486,25 @@ class Engine:
         self._set_timer(key, run)
         if run.head.state == run_pb2.RUN_STATE_PENDING:
             self.spawn(self.handle(*key, RunCreated()))
+        tickets: list[int] = []
+        broadcast: list[int] = []
         for index, record in enumerate(run.state.steps):
             if record is None:
                 continue
             if record.state == run_pb2.STEP_STATE_QUEUED and not record.token:
                 self.wait(run, index)
-            elif record.token and record.transport == run_pb2.TRANSPORT_JETSTREAM and self.tickets is not None:
-                self.tickets.publish(run, index)
+            elif record.token and record.transport == run_pb2.TRANSPORT_JETSTREAM:
+                if not run.state.plan.broadcast:
+                    tickets.append(index)
+                elif not record.HasField("ticket"):
+                    broadcast.append(index)
             elif record.state == run_pb2.STEP_STATE_RUNNING:
                 self._check_holder(run, index, record)
+        if self.tickets is not None:
+            for index in tickets:
+                self.tickets.publish(run, index)
+            if broadcast:
+                self.tickets.publish_broadcast(run, broadcast)
 
     def _check_holder(self, run: StoredRun, index: int, record: storage_pb2.StepRecord) -> None:
         """A running step whose worker is here and doesn't have it was never received; one nobody has is lost."""

@@ -25,15 +25,19 @@ class Tickets(Protocol):
         ...
 
     def publish(self, run: StoredRun, index: int) -> None:
-        """Publish the ticket of a step whose claim is stored; again without harm."""
+        """Publish the ticket of a step whose claim is stored, or find out what became of it; again without harm."""
         ...
 
     def publish_broadcast(self, run: StoredRun, indexes: list[int]) -> None:
         """Publish the one message of a broadcast whose claims are stored; again without harm."""
         ...
 
-    def withdraw(self, namespace: str, run: str, withdraw: Withdraw) -> None:
+    def withdraw(self, namespace: str, run: str, driver: str, withdraw: Withdraw) -> None:
         """Take a ticket back whose step has ended."""
+        ...
+
+    def ended(self, token: str, *, answered: bool) -> None:
+        """The attempt of this token is over; `answered` when its driver has said so."""
         ...
 
     def stop(self, namespace: str, run: str, step: str, stop: Stop) -> None:
@@ -42,4 +46,8 @@ class Tickets(Protocol):
 
     def wait(self, waiter: Waiter) -> None:
         """A step waits for this driver: have the engine claim it when a consumer pulls."""
+        ...
+
+    def workers_came(self, namespace: str, driver: str) -> None:
+        """The driver has gRPC workers now: take back what is not delivered, so that they get it."""
         ...

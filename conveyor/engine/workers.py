@@ -221,6 +221,11 @@ class Pool:
         belt = self._belts.get((namespace, driver))
         return sum(len(row) for row in belt.waiting.values()) if belt is not None else 0
 
+    def waiters(self, namespace: str, driver: str) -> list[Waiter]:
+        """The steps that wait for the driver."""
+        belt = self._belts.get((namespace, driver))
+        return [entry[2] for row in belt.waiting.values() for entry in row] if belt is not None else []
+
     def rows(self) -> list[DriverKey]:
         """The drivers that steps wait for."""
         return [key for key, belt in self._belts.items() if belt.waiting]

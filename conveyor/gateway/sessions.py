@@ -78,7 +78,7 @@ class Sessions:
         if session.outbox is outbox:
             session.worker.outbox = outbox
             self._engine.pool.freed(session.worker)
-            self._engine.pump(session.worker.namespace, session.worker.driver)
+            self._engine.workers_came(session.worker.namespace, session.worker.driver)
 
     async def _begin(self, hello: worker_pb2.Hello, namespace: str) -> Session:
         record = self._record(hello, namespace, str(uuid.uuid4()), self._engine.now())
@@ -228,6 +228,7 @@ class Sessions:
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session.record.id, None)
         self._engine.pool.remove(session.worker)
+        self._engine.worker_left(session.worker.namespace, session.worker.driver)
         if session.outbox is not None:
             session.outbox.close(errors.SessionTakenOver())
 

@@ -14,6 +14,7 @@ from conveyor.engine.results import result_event
 from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.outbox import Outbox
 from conveyor.gateway.sessions import Session, Sessions
+from conveyor.logs.errors import LogsUnavailable
 from conveyor.store.failpoints import failpoint
 from conveyor.v1 import log_pb2, result_pb2, worker_pb2, worker_service_pb2
 
@@ -157,7 +158,7 @@ class WorkStream:
         worker = session.worker
         try:
             acks = await self._logs.append(worker.namespace, lines, worker.driver)
-        except Exception as error:  # the worker keeps the lines and sends them again
+        except LogsUnavailable as error:  # the worker keeps the lines and sends them again
             log.warning("log_lines_not_stored", driver=worker.driver, lines=len(lines), error=str(error))
             return
         if session.outbox is not None:

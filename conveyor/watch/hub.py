@@ -59,7 +59,17 @@ class Hub:
         self._runs = runs
         self._now = now
         self._pipelines: OrderedDict[tuple[str, str], pipeline_pb2.Pipeline] = OrderedDict()
-        self.subscribers = 0
+        self._open: set[Subscription] = set()
+
+    @property
+    def subscribers(self) -> int:
+        """How many streams are open."""
+        return len(self._open)
+
+    def close(self) -> None:
+        """End all streams: each raises errors.ShuttingDown."""
+        for subscription in self._open:
+            subscription.close()
 
     # One run
 
@@ -237,11 +247,11 @@ class Hub:
         """A subscription that the feed serves from before anything is read."""
         subscription = Subscription(wanted)
         self._feed.follow(subscription.take)
-        self.subscribers += 1
+        self._open.add(subscription)
         try:
             yield subscription
         finally:
-            self.subscribers -= 1
+            self._open.discard(subscription)
             self._feed.leave(subscription.take)
 
     def _resumable(self, position: tuple[str, int] | None, current: int) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from conveyor.core import errors
 from conveyor.store.port import Reset
 from conveyor.watch.feed import Revision, RunDelta, RunKey
 
@@ -26,6 +27,12 @@ class Subscription:
         self._merged_revision = 0
         self._reset: Reset | None = None
         self._something = asyncio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """The server shuts down: `next` raises."""
+        self._closed = True
+        self._something.set()
 
     def take(self, item: Revision | Reset) -> None:
         """The feed's next revision; called by the feed."""
@@ -62,10 +69,15 @@ class Subscription:
             self._begin_anew(Reset(revision))
 
     async def next(self, timeout: float) -> Reset | tuple[int, list[tuple[RunDelta, int]]] | None:
-        """The next revision with its runs and how many changes of each were left out; None when nothing came."""
+        """The next revision with its runs and how many changes of each were left out; None when nothing came.
+
+        Raises errors.ShuttingDown.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while not (self._queue or self._merged or self._reset):
+                    if self._closed:
+                        raise errors.ShuttingDown
                     self._something.clear()
                     await self._something.wait()
         except TimeoutError:
