@@ -208,17 +208,18 @@ class EtcdStore:
         """One transaction for all of `batch`; answers each commit."""
         failpoint("store.before_commit")
         try:
+            response = await self._client.call(TXN, _transaction(batch[0]) if len(batch) == 1 else _nested(batch))
+        except Exhausted as error:
+            await self._settle(batch, error)
+        except (LeaseLost, TooLarge) as error:
+            # Refused, for one of its commits, before anything was done: find out for which.
             if len(batch) == 1:
-                response = await self._client.call(TXN, _transaction(batch[0]))
+                batch[0].fail(error)
             else:
-                nested = [pb.RequestOp(request_txn=_transaction(pending)) for pending in batch]
-                response = await self._client.call(TXN, pb.TxnRequest(success=nested))
-        except (LeaseLost, TooLarge, Exhausted) as error:
-            await self._send_singly(batch, error)
+                for pending in batch:
+                    await self._send([pending])
         except StoreError as error:
-            for pending in batch:
-                # An exception each: they are raised, and so get tracebacks, in different tasks.
-                pending.fail(type(error)(*error.args))
+            _fail(batch, error)
         else:
             failpoint("store.after_commit")
             if len(batch) == 1:
@@ -227,16 +228,34 @@ class EtcdStore:
                 for pending, answer in zip(batch, response.responses, strict=True):
                     _answer(pending, answer.response_txn, response.header.revision)
 
-    async def _send_singly(self, batch: Sequence[Pending], error: StoreError) -> None:
-        """Etcd refused the batch, for one of its commits, without doing anything: find out for which."""
-        if len(batch) == 1:
-            batch[0].fail(error)
+    async def _settle(self, batch: Sequence[Pending], error: Exhausted) -> None:
+        """Etcd says that it has no room, which it does also after a write that just passed its quota.
+
+        So look whether it was made. What cannot be told stays Uncertain. Deletes, which need no room, go out again.
+        """
+        try:
+            untouched = [await self._untouched(pending) for pending in batch]
+        except StoreError as unknown:
+            _fail(batch, Uncertain(f"{error}; {unknown}"))
             return
-        for pending in batch:
-            if isinstance(error, Exhausted) and pending.puts:
-                pending.fail(Exhausted(*error.args))
-            else:
+        for pending, known in zip(batch, untouched, strict=True):
+            if pending.puts:
+                _fail([pending], Exhausted(*error.args) if known else Uncertain(*error.args))
+            elif any(untouched):
                 await self._send([pending])
+            else:
+                _fail([pending], Uncertain(*error.args))
+
+    async def _untouched(self, pending: Pending) -> bool:
+        """Whether the puts of a commit that was answered with an error are proven not to have been made."""
+        expected = {guard.key: guard.mod_revision for guard in pending.guards}
+        for put in pending.puts:
+            found = await self.get(put.key)
+            if put.key in expected:
+                return expected[put.key] == (found.mod_revision if found else 0)
+            if found is None or found.value != put.value:
+                return True
+        return False
 
     async def _compact_forever(self, interval: float) -> None:
         """Each round forgets what was there one round before. Several replicas may do so side by side."""
@@ -271,6 +290,23 @@ def _transaction(pending: Pending) -> pb.TxnRequest:
     for key_text in pending.deletes:
         request.success.add().request_delete_range.key = key_text.encode()
     return request
+
+
+def _nested(batch: Sequence[Pending]) -> pb.TxnRequest:
+    """All commits as one transaction, each succeeding or failing by itself."""
+    request = pb.TxnRequest()
+    for pending in batch:
+        request.success.add().request_txn.CopyFrom(_transaction(pending))
+    # Older servers don't hold nested puts against their quota; this one, in a branch that is never taken, they do.
+    for put in next((pending.puts for pending in batch if pending.puts), ())[:1]:
+        request.failure.add().request_put.key = put.key.encode()
+    return request
+
+
+def _fail(batch: Sequence[Pending], error: StoreError) -> None:
+    for pending in batch:
+        # An exception each: they are raised, and so get tracebacks, in different tasks.
+        pending.fail(type(error)(*error.args))
 
 
 def _answer(pending: Pending, response: pb.TxnResponse, revision: int) -> None:

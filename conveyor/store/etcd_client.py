@@ -26,6 +26,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     # A half-open connection is found out within 13 s. etcd refuses pings more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # A keepalive rides on any ping under way, and others would be waited for a minute.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
