@@ -16,7 +16,7 @@ _RUN = Group(
         "list": Entry("get:list_runs", "List runs, newest first"),
         "get": Entry("get:get_run", "Show a run with its steps"),
         "watch": Entry("watch:watch", "Follow a run, or all runs, as they change"),
-        "wait": Entry("wait:wait", "Wait until runs have ended"),
+        "wait": Entry("watch:wait", "Wait until runs have ended"),
         "logs": Entry("logs:logs", "Print the log lines of a run"),
         "cancel": Entry("change:cancel", "Cancel runs"),
         "retry": Entry("change:retry", "Run again what did not succeed"),

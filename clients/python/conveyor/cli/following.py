@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -27,7 +27,8 @@ _OUTCOMES = {
     RunState.RUN_STATE_FAILED: Exit.RUN_FAILED,
     RunState.RUN_STATE_CANCELLED: Exit.RUN_CANCELLED,
 }
-GIVE_UP_AFTER = 300.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,17 @@ def outcome_of(ended: Run) -> Exit:
 
 
 async def first_look(client: Client, run_id: str) -> Run:
-    """The run. NotFound when there is none; ConnectionGivenUp at once when no server answers.
+    """The run. NotFound when there is none; ConnectionGivenUp at once when no server answers."""
+    return await at_once(client.runs.get(run_id))
+
+
+async def at_once(call: Awaitable[T]) -> T:
+    """The answer to a first call. ConnectionGivenUp when no server answers.
 
     A server that goes away later is waited for; one that was never there is more likely a wrong address.
     """
     try:
-        return await client.runs.get(run_id)
+        return await call
     except Unavailable as error:
         if error.reason:
             raise

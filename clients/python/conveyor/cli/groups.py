@@ -73,5 +73,8 @@ def _plugin(name: str) -> click.Command | None:
     from importlib.metadata import entry_points
 
     for point in entry_points(group=_ENTRY_POINTS, name=name):
-        return cast(click.Command, point.load())
+        try:
+            return cast(click.Command, point.load())
+        except ImportError as error:
+            raise CliError(f"`conveyor {name}` cannot be loaded: {error}; install its package again") from error
     return None

@@ -23,12 +23,13 @@ def _run() -> int:
     _warn_of_shadow()
     try:
         from conveyor.cli.dispatch import dispatch
+
+        return dispatch(sys.argv[1:])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"click", "ruamel"}:
             raise
         print(f"error: {error.name} is missing: pip install 'conveyor-client[cli]'", file=sys.stderr)
         return 1
-    return dispatch(sys.argv[1:])
 
 
 def _warn_of_shadow() -> None:

@@ -12,6 +12,7 @@ from conveyor.cli.dispatch import report
 from conveyor.cli.encode import encode_object
 from conveyor.cli.failures import Exit, Interrupted
 from conveyor.cli.following import (
+    at_once,
     first_look,
     give_up_option,
     outcome_of,
@@ -85,8 +86,7 @@ def _watch_all(
     wanted = run_states(states)
 
     async def work(client: Client) -> None:
-        # Says at once when nobody is there, as a first look at a run does.
-        await client.server_info()
+        await at_once(client.server_info())
         updates = client.runs.watch_all(
             pipeline=pipeline,
             definition=of_definition,
