@@ -1,0 +1,177 @@
+"""The composition root: makes all parts, starts them in order, and stops them in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry
+
+from conveyor.api.interceptors import ServerInterceptor
+from conveyor.bus.errors import BusError
+from conveyor.bus.nats import Bus
+from conveyor.core import limits
+from conveyor.engine.clock import anchored_clock
+from conveyor.logs.store import LogStore
+from conveyor.server.buses import open_bus
+from conveyor.server.config import Config, ConfigError, is_loopback, split_address
+from conveyor.server.late import LateHandlers
+from conveyor.server.metrics import MetricsServer
+from conveyor.server.nats_child import NatsChild, NatsChildError
+from conveyor.server.parts import Parts
+from conveyor.server.stores import StoreProblem, open_store
+from conveyor.server.tls import server_credentials
+from conveyor.store.port import Store
+
+log = structlog.get_logger("conveyor.server")
+
+_MAX_STREAMS = 100_000
+"""Streams that one connection may have open: a proxy brings many watchers over one."""
+
+
+class StartupError(Exception):
+    """The server cannot start; the message says what to do."""
+
+
+class App:
+    """One server process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.addresses: list[str] = []
+        self.registry = CollectorRegistry()
+        self._now = anchored_clock()
+        self._interceptor = ServerInterceptor()
+        self._late = LateHandlers()
+        self._server: grpc.aio.Server | None = None
+        self._store: Store | None = None
+        self._nats: NatsChild | None = None
+        self._bus: Bus | None = None
+        self._logs: LogStore | None = None
+        self._parts: Parts | None = None
+        self._metrics: MetricsServer | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> None:
+        """Bind the ports, open the store, then serve. Raises StartupError.
+
+        A store that is away at the start is waited for; calls get UNAVAILABLE meanwhile. So is a broker, without
+        which steps of gRPC drivers go on.
+        """
+        config = self._config
+        try:
+            await self._listen()
+            if config.metrics_listen:
+                self._metrics = self._listen_for_metrics()
+            self._store = await open_store(config)
+            if not config.nats and config.data_dir is not None:
+                self._nats = NatsChild(config.data_dir / "nats", port=config.nats_port)
+                await self._nats.start()
+            self._bus = await open_bus(config, self._nats.url if self._nats is not None else None)
+        except (StoreProblem, NatsChildError, BusError, ConfigError) as error:
+            raise StartupError(str(error)) from error
+        self._logs = LogStore(self._bus)
+        self._parts = Parts(config, self.replica, self.addresses[0], self._store, self._bus, self._logs, self._now)
+        await self._parts.start(self._spawn)
+        self._parts.serve(self._late)
+        self._parts.measure(self.registry)
+        self._late.ready()
+        log.info(
+            "serving",
+            addresses=self.addresses,
+            metrics=self._metrics.address if self._metrics is not None else None,
+            store="etcd" if config.etcd else "sqlite",
+            nats=",".join(config.nats) or (self._nats.url if self._nats is not None else None),
+            replica=self.replica,
+        )
+
+    async def _listen(self) -> None:
+        config = self._config
+        server = grpc.aio.server(
+            interceptors=[self._interceptor],
+            options=[
+                # Otherwise two servers share a port without a word.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+                ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        server.add_generic_rpc_handlers((self._late,))
+        credentials = server_credentials(config)
+        for address in config.listen:
+            host, _ = split_address(address)
+            if credentials is None and not is_loopback(host):
+                log.warning("insecure", address=address, hint="anybody who reaches this address controls Conveyor")
+            try:
+                port = (
+                    server.add_secure_port(address, credentials)
+                    if credentials is not None
+                    else server.add_insecure_port(address)
+                )
+            except RuntimeError:
+                port = 0
+            if not port:
+                raise StartupError(
+                    f"cannot listen on {address}: the port is taken or the address is not this machine's"
+                )
+            self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
+        await server.start()
+        self._server = server
+
+    def _listen_for_metrics(self) -> MetricsServer:
+        address = self._config.metrics_listen
+        try:
+            return MetricsServer(address, self.registry)
+        except OSError as error:
+            raise StartupError(
+                f"cannot listen on {address} for metrics: {error.strerror}; name another with --metrics-listen"
+            ) from error
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._part_ended)
+        self._tasks.append(task)
+
+    def _part_ended(self, task: asyncio.Task[Any]) -> None:
+        """A part that runs for ever has ended: without it the server is not whole, so say so loudly."""
+        if not task.cancelled():
+            log.critical("part_ended", part=task.get_name(), exc_info=task.exception())
+
+    async def stop(self) -> None:
+        """End streams, let calls end, then stop all parts; what workers have they keep, and bring to another server."""
+        self._interceptor.stop()
+        if self._parts is not None:
+            self._parts.end_streams()
+        if self._server is not None:
+            await self._server.stop(self._config.drain_timeout)
+        for task in reversed(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._parts is not None:
+            await self._parts.close()
+        if self._logs is not None:
+            await self._logs.close()
+        if self._bus is not None:
+            await self._bus.close()
+        if self._nats is not None:
+            await self._nats.stop()
+        if self._store is not None:
+            await self._store.close()
+        if self._metrics is not None:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._metrics.close)
+        log.info("stopped", replica=self.replica)
