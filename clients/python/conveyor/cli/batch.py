@@ -7,7 +7,8 @@ from conveyor.cli.dispatch import report
 from conveyor.cli.failures import Ended, Exit
 from conveyor.cli.options import Settings
 from conveyor.cli.output import print_value
-from conveyor.sdk.errors import ConveyorError
+from conveyor.cli.terminal import note
+from conveyor.sdk.errors import ConveyorError, NotFound, Unavailable
 
 T = TypeVar("T")
 
@@ -25,15 +26,20 @@ _SEVERITY: Sequence[Exit] = (
 async def each(
     items: Iterable[T], name: Callable[[T], str], do: Callable[[T], Awaitable[None]], *, missing_is_fine: bool = False
 ) -> None:
-    """Do one after another. Ended with the worst exit code when any failed."""
+    """Do one after another. Ended with the worst exit code when any failed; without a server the rest is not tried."""
     codes = [Exit.OK]
-    for item in items:
+    left = list(items)
+    while left:
+        item = left.pop(0)
         try:
             await do(item)
         except ConveyorError as error:
-            if missing_is_fine and getattr(error, "code", "") == "NOT_FOUND":
+            if missing_is_fine and isinstance(error, NotFound):
                 continue
             codes.append(report(error, f"{name(item)}: "))
+            if left and isinstance(error, Unavailable) and not error.reason:
+                note(f"  not tried: {', '.join(map(name, left))}")
+                break
     finish(codes)
 
 

@@ -98,6 +98,15 @@ def test_apply_in_json_and_by_name(conveyor: Conveyor, server: Any, run_id: str,
     assert conveyor("apply", "-f", file, "-q").out == ""
 
 
+def test_without_a_server_apply_says_so_once(conveyor: Conveyor, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVEYOR_ADDRESS", "127.0.0.1:1")
+    done = conveyor("apply", "-f", file)
+    assert (done.code, done.out) == (1, "")
+    refused, rest = done.err.splitlines()
+    assert refused.startswith(f"error: {file}:10: definition/app: cannot reach the server at 127.0.0.1:1")
+    assert rest == f"  not tried: {file}:6: pipeline/release, {file}:1: resource/app/shop"
+
+
 def test_nothing_is_sent_when_a_file_is_wrong(conveyor: Conveyor, server: Any, tmp_path: Path) -> None:
     path = tmp_path / "f.yaml"
     path.write_text(FILES + "---\nkind: Pipeline\nnom: x\n")

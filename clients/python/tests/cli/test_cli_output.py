@@ -165,7 +165,7 @@ def test_timestamps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    tty = on_terminal(monkeypatch)
+    on_terminal(monkeypatch)
     text = output.table(
         ("STATE", "NAME", "EMPTY", "MESSAGE"), [("FAILED", "日本", "", "m" * 100), ("RUNNING", "x", "", "")]
     )
