@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections import OrderedDict, deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.tickets_port import Tickets
 from conveyor.engine.timers import RunKey, Timers
 from conveyor.engine.workers import Held, Pool, Waiter, Worker
+from conveyor.state.ids import RandomBytes
 from conveyor.state.runs import Runs, StoredRun
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.failpoints import failpoint
@@ -543,9 +543,12 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+_RANDOM = RandomBytes()
+
+
 def new_token() -> str:
     """Opaque, and not to be guessed."""
-    return secrets.token_urlsafe(12)
+    return _RANDOM.token()
 
 
 def cancellation(run: str, step: str, attempt: int, message: str, grace: int) -> worker_pb2.Cancellation:
