@@ -77,6 +77,7 @@ _HINTS = {
 def dispatch(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
     try:
+        _check_text(arguments)
         result = ROOT.main(list(arguments), prog_name="conveyor", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -92,6 +93,8 @@ def dispatch(arguments: Sequence[str]) -> int:
         return _failed(error.message, error.details, error.code)
     except ConveyorError as error:
         return report(error)
+    except OSError as error:
+        return _failed(str(error))
     except Ended as error:
         return error.code
     except (Interrupted, click.Abort):
@@ -99,6 +102,12 @@ def dispatch(arguments: Sequence[str]) -> int:
     except PipeClosed:
         return Exit.BROKEN_PIPE
     return result if isinstance(result, int) else Exit.OK
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= char <= "\udfff" for char in argument):
+            raise click.UsageError(f"the argument {argument!r} is not text in the encoding of this system")
 
 
 def report(error: ConveyorError, about: str = "") -> Exit:

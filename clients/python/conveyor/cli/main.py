@@ -1,5 +1,6 @@
 """The entry of the command `conveyor`: turns everything that can happen into an exit code and one clear line."""
 
+import io
 import os
 import sys
 
@@ -21,6 +22,7 @@ def main() -> None:
 
 def _run() -> int:
     _warn_of_shadow()
+    _set_encodings()
     try:
         from conveyor.cli.dispatch import dispatch
 
@@ -30,6 +32,16 @@ def _run() -> int:
             raise
         print(f"error: {error.name} is missing: pip install 'conveyor-client[cli]'", file=sys.stderr)
         return 1
+
+
+def _set_encodings() -> None:
+    """Print any text: to programs as UTF-8 whatever the locale, to a terminal as well as that can."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _warn_of_shadow() -> None:

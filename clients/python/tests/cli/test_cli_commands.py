@@ -387,6 +387,7 @@ def test_hints_and_ids_of_errors(conveyor: Conveyor, server: Any, refusal: Any) 
         ("list", "runs", "--address", "http://localhost"),
         ("list", "runs", "--tls-cert", "only.pem"),
         ("completion", "tcsh"),
+        ("get", "pipeline", "\udcff"),
     ],
 )
 def test_usage(conveyor: Conveyor, arguments: tuple[str, ...]) -> None:

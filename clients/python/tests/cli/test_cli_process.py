@@ -52,6 +52,16 @@ def test_ctrl_c_with_a_server_that_hangs(run_id: str, start: Start, monkeypatch:
     assert b"Traceback" not in err
 
 
+def test_programs_get_utf8_whatever_the_locale(
+    server: Any, make_run: Any, run_id: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    server.runs[run_id] = make_run(message="é 😀")
+    for form in ("json", "table"):
+        out, err = start("run", "get", run_id, "-o", form).communicate()
+        assert ("é 😀".encode() in out, err) == (True, b"")
+
+
 def test_a_closed_pipe_is_no_error(server: Any, make_run: Any, start: Start) -> None:
     for number in range(3000):
         server.runs[str(number)] = make_run(id=str(number))
