@@ -37,13 +37,15 @@ MAX_FAILURES = 5
 _RETRY_S = 1.0
 _MAX_REMEMBERED = 10_000
 
+_Identity = tuple[int, int]
+
 
 @dataclass(slots=True)
 class _Running:
-    """A message whose handler runs: the address of its newest delivery, and since when."""
+    """A message whose handler runs: where its newest delivery is answered, in which stream, and since when."""
 
-    session: Session
     reply: str
+    created: str
     since: float
 
 
@@ -55,8 +57,13 @@ class Inbox:
         self._handler = handler
         self._quarantine = quarantine
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: dict[int, _Running] = {}
-        self._failures: OrderedDict[int, int] = OrderedDict()
+        self._running: dict[_Identity, _Running] = {}
+        self._failures: OrderedDict[_Identity, int] = OrderedDict()
+        self._session: Session | None = None
+        self._created = ""
+        """The stream, by when it was created: an answer for a former one would be taken for another message's."""
+        self._unsent: OrderedDict[str, bytes] = OrderedDict()
+        """Answers that could not be sent, by where they go: they are good on a later connection too."""
         self._pull: Pull | None = None
 
     async def run(self) -> None:
@@ -76,6 +83,12 @@ class Inbox:
 
     async def _read(self, jetstream: JetStream) -> None:
         session = jetstream.session
+        info = await jetstream.stream(PIPELINE_STREAM)
+        if info is None:
+            raise BusUnavailable("the stream is not there")
+        if info["created"] != self._created:
+            self._created = info["created"]
+            self._unsent.clear()
         await jetstream.call(
             f"CONSUMER.CREATE.{PIPELINE_STREAM}.{ENGINE_CONSUMER}",
             {
@@ -95,29 +108,33 @@ class Inbox:
         )
         pull = Pull(session, PIPELINE_STREAM, ENGINE_CONSUMER, expires=_EXPIRES_S)
         await pull.open()
-        self._pull = pull
+        self._pull, self._session = pull, session
         signs = asyncio.create_task(self._give_signs(session))
         try:
+            while self._unsent:
+                reply, answer = next(iter(self._unsent.items()))
+                await session.publish(reply, answer)
+                del self._unsent[reply]
             while True:
                 free = BATCH - len(self._tasks) - pull.outstanding
                 if free >= BATCH // 2:
                     await pull.ask(free)
                 delivery = await pull.get()
                 if delivery is not None:
-                    self._take(session, delivery)
+                    self._take(delivery)
         finally:
-            self._pull = None
+            self._pull = self._session = None
             await cancel_and_wait(signs)
             await pull.close()
 
-    def _take(self, session: Session, delivery: Delivery) -> None:
-        running = self._running.get(delivery.sequence)
+    def _take(self, delivery: Delivery) -> None:
+        running = self._running.get(delivery.identity)
         if running is not None:
             # Delivered again while its handler runs; that one acknowledges it.
-            running.session, running.reply = session, delivery.reply
+            running.reply = delivery.reply
             return
-        running = _Running(session, delivery.reply, time.monotonic())
-        self._running[delivery.sequence] = running
+        running = _Running(delivery.reply, self._created, time.monotonic())
+        self._running[delivery.identity] = running
         task = asyncio.create_task(self._handle(running, delivery))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -132,12 +149,21 @@ class Inbox:
             answer = await self._judge(delivery)
         except Exception:  # noqa: BLE001 - nothing that a message causes may end the inbox
             _log.exception("bus.inbox.failed", sequence=delivery.sequence, subject=delivery.subject)
-            answer = _later(ACK_WAIT_S)
+            answer = _later(_RETRY_S)
         finally:
-            self._running.pop(delivery.sequence, None)
-        with contextlib.suppress(BusUnavailable):
-            # Lost, it is delivered again, and handled as a duplicate.
-            await running.session.publish(running.reply, answer)
+            self._running.pop(delivery.identity, None)
+        if running.created != self._created:
+            return
+        try:
+            if self._session is not None:
+                await self._session.publish(running.reply, answer)
+                return
+        except BusUnavailable:
+            pass
+        self._unsent[running.reply] = answer
+        if len(self._unsent) > _MAX_REMEMBERED:
+            # It will be delivered again, and handled as a duplicate.
+            self._unsent.popitem(last=False)
 
     async def _judge(self, delivery: Delivery) -> bytes:
         """Handles the message; returns what to tell the broker."""
@@ -152,15 +178,15 @@ class Inbox:
         except Retry:
             return _later(_RETRY_S)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
-            failures = self._failures.pop(delivery.sequence, 0) + 1
+            failures = self._failures.pop(delivery.identity, 0) + 1
             _log.exception("bus.inbox.handler_failed", sequence=delivery.sequence, failures=failures)
             if failures >= MAX_FAILURES:
                 return await self._refuse(delivery, f"{type(error).__name__}: {error}")
-            self._failures[delivery.sequence] = failures
+            self._failures[delivery.identity] = failures
             if len(self._failures) > _MAX_REMEMBERED:
                 self._failures.popitem(last=False)
             return _later(min(0.1 * 4**failures, 30.0))
-        self._failures.pop(delivery.sequence, None)
+        self._failures.pop(delivery.identity, None)
         return b"+ACK"
 
     async def _refuse(self, delivery: Delivery, error: str) -> bytes:
@@ -175,7 +201,7 @@ class Inbox:
             await asyncio.sleep(_SIGN_S)
             now = time.monotonic()
             for running in list(self._running.values()):
-                if running.session is session and now - running.since >= _SIGN_S:
+                if now - running.since >= _SIGN_S:
                     with contextlib.suppress(BusUnavailable):
                         await session.publish(running.reply, b"+WPI")
 

@@ -28,7 +28,7 @@ class Delivery:
     """A message as a consumer got it.
 
     `sequence` counts in the stream, `consumer_sequence` counts this consumer's deliveries, `deliveries` those of this
-    message, and `pending` is how many more match now.
+    message, `time` is when it was stored, in nanoseconds, and `pending` is how many more match now.
     """
 
     subject: str
@@ -37,7 +37,13 @@ class Delivery:
     sequence: int
     consumer_sequence: int
     deliveries: int
+    time: int
     pending: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Tells the message from all others, also from those of a stream that was created anew."""
+        return self.sequence, self.time
 
 
 class Pull:
@@ -124,7 +130,7 @@ class Pull:
 def _delivery(message: Msg) -> Delivery:
     """Reads the reply subject: `$JS.ACK.[domain.account.]stream.consumer.deliveries.sequence.consumer.time.pending`."""
     tokens = message.reply.split(".")
-    deliveries, sequence, consumer_sequence, _, pending = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
+    deliveries, sequence, consumer_sequence, time, pending = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
     return Delivery(
         subject=message.subject,
         body=message.data,
@@ -132,5 +138,6 @@ def _delivery(message: Msg) -> Delivery:
         sequence=int(sequence),
         consumer_sequence=int(consumer_sequence),
         deliveries=int(deliveries),
+        time=int(time),
         pending=int(pending),
     )
