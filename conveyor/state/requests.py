@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from conveyor.core import errors
 from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
-from conveyor.store.port import Guard, KeyValue, Put, Store
+from conveyor.store.port import Conflict, Guard, KeyValue, LeaseLost, Put, Store
 
 KEPT_S = 24 * 3600
 """How long a request id is remembered, in seconds."""
@@ -85,6 +85,23 @@ class Requests:
         """What the request did, if it did. Raises errors.RequestIdReused and the store's errors."""
         kv = await self._store.get(slip.key)
         return None if kv is None else self.read(slip, kv)
+
+    async def note(self, slip: Slip, run: str) -> bool:
+        """Write a record in a commit of its own, for what may be done twice; False when there was one already.
+
+        Raises errors.RequestIdReused and the store's errors.
+        """
+        while True:
+            try:
+                await self._store.commit([slip.guard], [slip.put(run=run)])
+            except LeaseLost:
+                slip = await self.renew(slip)
+            except Conflict as conflict:
+                if conflict.current is not None:
+                    self.read(slip, conflict.current)
+                    return False
+            else:
+                return True
 
     def read(self, slip: Slip, kv: KeyValue) -> Remembered:
         """The record of the request. Raises errors.RequestIdReused when it is one of another request."""

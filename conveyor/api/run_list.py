@@ -1,0 +1,108 @@
+"""Lists of runs: newest first, filtered while they are read, bounded in bytes and in work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from conveyor.api.paging import PageRequest
+from conveyor.core import errors, limits
+from conveyor.state import keys
+from conveyor.state.ids import first_id_at
+from conveyor.state.runs import Runs
+from conveyor.state.views import basic_run, full_run
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import run_pb2, run_service_pb2
+
+MOST_SCANNED = 2000
+"""Heads that are read for one page, at most."""
+
+_CHUNK = 250
+
+
+async def list_runs(
+    runs: Runs, request: run_service_pb2.ListRunsRequest, namespace: str, page: PageRequest
+) -> tuple[list[run_pb2.Run], str]:
+    """The page, and the id of the run to go on after ("" at the end). A page may be short and yet not the last."""
+    wanted = _filter(request)
+    prefix = _index(request, namespace)
+    earliest = micros(request.create_time_from) if request.HasField("create_time_from") else 0
+    oldest = first_id_at(earliest)
+    after = page.after or _start(request)
+    found: list[run_pb2.Run] = []
+    size = scanned = 0
+    while True:
+        ids, more = await runs.page(prefix, after, min(_CHUNK, 2 * (page.size - len(found))))
+        for run_id, head in zip(ids, await runs.heads(namespace, ids), strict=True):
+            if run_id < oldest:
+                return found, ""
+            if head is not None and wanted(head[0]):
+                run = await _view(runs, request.view, namespace, *head)
+                size += run.ByteSize() if run is not None else 0
+                if found and size > limits.PAGE_BYTES:
+                    return found, after
+                found += [run] if run is not None else []
+            after = run_id
+            if len(found) == page.size:
+                break
+        scanned += len(ids)
+        if len(found) == page.size:
+            last = not more and bool(ids) and after == ids[-1]
+            return found, "" if last else after
+        if not more:
+            return found, ""
+        if scanned >= MOST_SCANNED:
+            return found, after
+
+
+async def _view(
+    runs: Runs, view: run_pb2.RunView.ValueType, namespace: str, head: storage_pb2.RunHead, revision: int
+) -> run_pb2.Run | None:
+    if view != run_pb2.RUN_VIEW_FULL:
+        return basic_run(head, revision)
+    try:
+        run = await runs.load(namespace, head.id)
+    except errors.NotFound:
+        return None  # deleted since
+    return full_run(run.head, run.revision, run.spec, run.state.steps)
+
+
+def _index(request: run_service_pb2.ListRunsRequest, namespace: str) -> str:
+    """The narrowest index that has all runs that are wanted."""
+    if request.resource:
+        return keys.index_resource(namespace, request.definition, request.resource)
+    if request.pipeline:
+        return keys.index_pipeline(namespace, request.pipeline)
+    return keys.index_runs(namespace)
+
+
+def _start(request: run_service_pb2.ListRunsRequest) -> str:
+    """An id that all runs created too late are not below."""
+    if not request.HasField("create_time_before"):
+        return ""
+    return first_id_at(max(0, micros(request.create_time_before)) + 1000)
+
+
+def _filter(request: run_service_pb2.ListRunsRequest) -> Callable[[storage_pb2.RunHead], bool]:
+    states, labels = frozenset(request.states), dict(request.labels)
+    earliest = micros(request.create_time_from) if request.HasField("create_time_from") else None
+    latest = micros(request.create_time_before) if request.HasField("create_time_before") else None
+
+    def wanted(head: storage_pb2.RunHead) -> bool:
+        return (
+            (not states or head.state in states)
+            and (not request.pipeline or head.pipeline == request.pipeline)
+            and (not request.definition or head.definition == request.definition)
+            and (not request.resource or head.resource == request.resource)
+            and (earliest is None or head.create_time >= earliest)
+            and (latest is None or head.create_time < latest)
+            and all(head.labels.get(key) == value for key, value in labels.items())
+        )
+
+    return wanted
+
+
+def micros(time: Timestamp) -> int:
+    """Microseconds since 1970, rounded up, so that a bound means the same to stored times."""
+    return time.seconds * 1_000_000 + -(-time.nanos // 1000)

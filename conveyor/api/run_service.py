@@ -1,0 +1,144 @@
+"""RunService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+
+from conveyor.api.object_calls import request_slip
+from conveyor.api.paging import open_page
+from conveyor.api.ports import Engine, Hub, Logs, closing
+from conveyor.api.run_list import list_runs
+from conveyor.api.validation import validate
+from conveyor.core import errors
+from conveyor.core.model import CancelRequested
+from conveyor.core.plan import SECOND, micros
+from conveyor.logs.errors import LogsUnavailable
+from conveyor.state.repositories import Repositories
+from conveyor.state.runs import StoredRun
+from conveyor.state.views import basic_run, etag, full_run
+from conveyor.store.port import Conflict
+from conveyor.v1 import run_pb2, run_service_pb2_grpc
+from conveyor.v1 import run_service_pb2 as pb
+from conveyor.watch.hub import RunFilter
+
+DEFAULT_GRACE = 30 * SECOND
+"""Microseconds that workers of a cancelled run have to confirm."""
+
+_DELETE_TRIES = 5
+
+log = structlog.get_logger("conveyor.api")
+
+
+class RunServicer(run_service_pb2_grpc.RunServiceServicer):
+    """Starts, shows, watches and ends runs. Each method does what the comment of its rpc says."""
+
+    def __init__(self, repositories: Repositories, engine: Engine, hub: Hub, logs: Logs) -> None:
+        self._repositories = repositories
+        self._runs = repositories.runs
+        self._engine = engine
+        self._hub = hub
+        self._logs = logs
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
+        request.namespace = namespace = await validate(request)
+        run = await self._repositories.starts.start(
+            namespace,
+            request.definition,
+            request.resource,
+            pipeline=request.pipeline,
+            labels=request.labels,
+            slip=await request_slip(self._repositories, namespace, request),
+            validate_only=request.validate_only,
+        )
+        return pb.StartRunResponse(run=run)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        namespace = await validate(request)
+        if request.view == run_pb2.RUN_VIEW_BASIC:
+            return pb.GetRunResponse(run=basic_run(*await self._runs.head(namespace, request.id)))
+        return pb.GetRunResponse(run=_full(await self._runs.load(namespace, request.id)))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        namespace = await validate(request)
+        page = open_page(request, namespace)
+        runs, after = await list_runs(self._runs, request, namespace, page)
+        return pb.ListRunsResponse(runs=runs, next_page_token=page.token(after))
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncGenerator[pb.WatchRunResponse, None]:
+        namespace = await validate(request)
+        async with closing(self._hub.watch_run(namespace, request.id, request.cursor)) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchRuns(self, request: pb.WatchRunsRequest, context: Any) -> AsyncGenerator[pb.WatchRunsResponse, None]:
+        wanted = RunFilter(
+            await validate(request),
+            request.pipeline,
+            request.definition,
+            request.resource,
+            frozenset(request.states),
+            dict(request.labels),
+        )
+        async with closing(self._hub.watch_runs(wanted, request.cursor)) as responses:
+            async for response in responses:
+                yield response
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
+        request.namespace = namespace = await validate(request)
+        repeated = await self._remember_cancel(namespace, request)
+        grace = micros(request.grace) if request.HasField("grace") else DEFAULT_GRACE
+        event = CancelRequested(request.message, grace, request.force)
+        decision, run = await self._engine.request(namespace, request.id, event)
+        if run.state.terminal and not decision.dirty and not repeated:
+            raise _finished(request.id)
+        return pb.CancelRunResponse(run=basic_run(run.head, run.revision))
+
+    async def RetryRun(self, request: pb.RetryRunRequest, context: Any) -> pb.RetryRunResponse:
+        request.namespace = namespace = await validate(request)
+        slip = await request_slip(self._repositories, namespace, request)
+        run = await self._repositories.starts.retry(namespace, request.id, labels=request.labels, slip=slip)
+        return pb.RetryRunResponse(run=run)
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
+        namespace = await validate(request)
+        for _ in range(_DELETE_TRIES):
+            head, revision = await self._runs.head(namespace, request.id)
+            if request.etag and request.etag != etag(revision):
+                raise errors.EtagMismatch(f"run {request.id} has changed since")
+            try:
+                await self._runs.delete(namespace, request.id, revision if request.etag else 0)
+            except Conflict:
+                continue  # a late result was written into its history
+            try:
+                await self._logs.purge(namespace, request.id)
+            except LogsUnavailable as error:
+                # Nobody can ask for them any more, and the log stream has bounds of its own.
+                log.warning("logs_not_purged", run_id=request.id, error=str(error))
+            return pb.DeleteRunResponse(run=basic_run(head, revision))
+        raise errors.Contention
+
+    async def _remember_cancel(self, namespace: str, request: pb.CancelRunRequest) -> bool:
+        """Note the request before it takes effect; whether it was noted before.
+
+        Cancelling again does no harm. So a request that was noted, but maybe not carried out, is simply carried out
+        again, and finding the run ended is then no error.
+        """
+        slip = await request_slip(self._repositories, namespace, request)
+        if slip is None:
+            return False
+        if await self._repositories.requests.find(slip) is not None:
+            return True
+        if (await self._engine.run(namespace, request.id)).state.terminal:
+            raise _finished(request.id)
+        return not await self._repositories.requests.note(slip, run=request.id)
+
+
+def _full(run: StoredRun) -> run_pb2.Run:
+    return full_run(run.head, run.revision, run.spec, run.state.steps)
+
+
+def _finished(run_id: str) -> errors.RunFinished:
+    return errors.RunFinished(f"run {run_id} has ended")
