@@ -22,12 +22,15 @@ from conveyor.logs.store import LogStore
 from conveyor.server.buses import open_bus
 from conveyor.server.config import Config, ConfigError, is_loopback, split_address
 from conveyor.server.late import LateHandlers
+from conveyor.server.measured import MeasuredStore
 from conveyor.server.metrics import MetricsServer
 from conveyor.server.nats_child import NatsChild, NatsChildError
 from conveyor.server.parts import Parts
 from conveyor.server.stores import StoreProblem, open_store
 from conveyor.server.tls import server_credentials
+from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store
+from conveyor.version import VERSION
 
 log = structlog.get_logger("conveyor.server")
 
@@ -78,7 +81,11 @@ class App:
         except (StoreProblem, NatsChildError, BusError, ConfigError) as error:
             raise StartupError(str(error)) from error
         self._logs = LogStore(self._bus)
-        self._parts = Parts(config, self.replica, self.addresses[0], self._store, self._bus, self._logs, self._now)
+        record = storage_pb2.ReplicaRecord(
+            id=self.replica, start_time=self._now(), address=self.addresses[0], version=VERSION
+        )
+        store = MeasuredStore(self._store, self.registry)
+        self._parts = Parts(config, record, store, self._bus, self._logs, self._now, self.registry)
         await self._parts.start(self._spawn)
         self._parts.serve(self._late)
         self._parts.measure(self.registry)

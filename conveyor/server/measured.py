@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -44,7 +44,7 @@ class MeasuredStore:
         self._seconds.observe(time.perf_counter() - began)
         return revision
 
-    def watch(self, prefix: str, after_revision: int) -> AsyncIterator[Changes | Reset]:
+    def watch(self, prefix: str, after_revision: int) -> AsyncGenerator[Changes | Reset, None]:
         """Passed on."""
         return self._store.watch(prefix, after_revision)
 

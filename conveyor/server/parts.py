@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+from prometheus_client import CollectorRegistry
+
+from conveyor.api.health import Health
+from conveyor.api.services import Services, add_services
 from conveyor.bus.nats import Bus
 from conveyor.core.plan import SECOND
 from conveyor.engine.clock import Now
+from conveyor.engine.drivers import Drivers
 from conveyor.engine.inbox import Inbox
 from conveyor.engine.launch import Launcher
 from conveyor.engine.loop import Engine
 from conveyor.engine.losses import OrphanedSessions
+from conveyor.engine.metrics import EngineMetrics
 from conveyor.engine.presence import Presence
 from conveyor.engine.remote import RemoteRuns, SessionsWatch
 from conveyor.engine.retention import Retention
@@ -19,17 +27,27 @@ from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.sweep import Sweep
 from conveyor.engine.tickets import JetStreamTickets
 from conveyor.engine.workers import Pool
+from conveyor.gateway.service import WorkerServicer
 from conveyor.gateway.sessions import Sessions
 from conveyor.logs.store import LogStore
 from conveyor.server.config import Config
+from conveyor.server.metrics import gauge
+from conveyor.state import keys
 from conveyor.state.repositories import Repositories
 from conveyor.state.runs import Runs
 from conveyor.state.sessions import SessionStore
+from conveyor.state.views import timestamp
 from conveyor.storage.v1 import storage_pb2
-from conveyor.store.port import Store
+from conveyor.store.port import Store, StoreError
+from conveyor.v1 import server_pb2, worker_service_pb2_grpc
 from conveyor.version import VERSION
 from conveyor.watch.feed import Feed
 from conveyor.watch.hub import Hub
+
+log = structlog.get_logger("conveyor.server")
+
+_HEALTH_PERIOD = 1.0
+_STORE_ANSWERS_WITHIN = 5.0
 
 Spawn = Callable[[str, Coroutine[Any, Any, Any]], None]
 
@@ -38,24 +56,36 @@ class Parts:
     """Engine, gateway, watch hub and what serves them."""
 
     def __init__(
-        self, config: Config, replica: str, address: str, store: Store, bus: Bus, logs: LogStore, now: Now
+        self,
+        config: Config,
+        record: storage_pb2.ReplicaRecord,
+        store: Store,
+        bus: Bus,
+        logs: LogStore,
+        now: Now,
+        registry: CollectorRegistry,
     ) -> None:
+        replica = record.id
+        self._record = record
+        self._health: Health | None = None
+        self._store_available = True
         self._config = config
         self._store = store
         self._bus = bus
         self._logs = logs
         self._now = now
         self.runs = Runs(store)
-        self.engine = Engine(self.runs, Pool(), now, sessions=SessionsView(replica))
+        metrics = EngineMetrics(registry)
+        self.engine = Engine(self.runs, Pool(), now, sessions=SessionsView(replica), metrics=metrics)
         self.tickets = JetStreamTickets(bus, self.engine)
         self.engine.tickets = self.tickets
         self.launcher = Launcher(self.engine, int(config.broadcast_timeout))
         self.repositories = Repositories(store, self.runs, self.launcher, now)
         self.session_store = SessionStore(store)
+        self.drivers = Drivers(store, self.engine, self.tickets, self.session_store)
         self.sessions = Sessions(self.engine, self.session_store, replica, config.session_ttl)
         self.feed = Feed(store)
         self.hub = Hub(self.feed, self.runs, now)
-        record = storage_pb2.ReplicaRecord(id=replica, start_time=now(), address=address, version=VERSION)
         self.presence = Presence(store, record, config.lease_ttl)
         self.sweep = Sweep(self.engine, store, config.sweep_period)
         self.inbox = Inbox(bus, self.engine, store)
@@ -69,6 +99,62 @@ class Parts:
             self._delete_run,
             age=int(config.run_retention * SECOND),
             count=config.max_runs,
+        )
+
+    def serve(self, server: Any) -> None:
+        """Add all services to a server."""
+        services = Services(
+            repositories=self.repositories,
+            engine=self.engine,
+            hub=self.hub,
+            logs=self._logs,
+            drivers=self.drivers,
+            info=self._info,
+        )
+        self._health = add_services(server, services)
+        worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(
+            WorkerServicer(self.engine, self.sessions, self._logs), server
+        )
+
+    def _info(self) -> server_pb2.ServerInfo:
+        return server_pb2.ServerInfo(
+            version=VERSION,
+            replica=self._record.id,
+            start_time=timestamp(self._record.start_time),
+            store="etcd" if self._config.etcd else "sqlite",
+            store_available=self._store_available,
+            broker_available=self._bus.available,
+        )
+
+    async def _watch_health(self) -> None:
+        """Keep health up to date, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(_STORE_ANSWERS_WITHIN):
+                    await self._store.get(keys.LEADER)
+                available = True
+            except (StoreError, TimeoutError) as error:
+                available = False
+                if self._store_available:
+                    log.warning("store_unavailable", error=str(error))
+            if available and not self._store_available:
+                log.info("store_available")
+                self.sweep.request()
+            self._store_available = available
+            if self._health is not None:
+                await self._health.set(store=available, broker=self._bus.available)
+            await asyncio.sleep(_HEALTH_PERIOD)
+
+    def measure(self, registry: CollectorRegistry) -> None:
+        """Add what is counted at the moment of asking."""
+        gauge(registry, "conveyor_workers", "Workers that are connected here.", lambda: len(self.sessions))
+        gauge(registry, "conveyor_watchers", "Open watches of runs.", lambda: self.hub.subscribers)
+        gauge(registry, "conveyor_active_runs", "Unfinished runs with a timer here.", lambda: len(self.engine.timers))
+        gauge(
+            registry,
+            "conveyor_quarantined",
+            "Records and messages put aside since the start.",
+            lambda: self.sweep.quarantined + self.inbox.quarantined,
         )
 
     async def start(self, spawn: Spawn) -> None:
@@ -89,6 +175,7 @@ class Parts:
         spawn("retention", self._retention.run())
         spawn("tickets", self.tickets.run())
         spawn("inbox", self.inbox.run())
+        spawn("health", self._watch_health())
 
     async def _delete_run(self, namespace: str, run: str) -> None:
         await self.runs.delete(namespace, run)
@@ -101,5 +188,7 @@ class Parts:
 
     async def close(self) -> None:
         """Let what is under way end."""
+        if self._health is not None:
+            await self._health.stop()
         await self.engine.close()
         await self.presence.leave()
