@@ -102,7 +102,7 @@ class ConsumerRegistry:
             self._states.pop(name, None)
 
     def state(self, namespace: str, driver: str) -> ConsumerState | None:
-        """What was last heard; None when there is no consumer, nobody is interested or nothing is known yet."""
+        """What was last heard; None when there is no consumer, nobody is interested or nothing is known (yet)."""
         return self._states.get(DriverName(namespace or subjects.DEFAULT_NAMESPACE, driver))
 
     async def refresh(self, namespace: str, driver: str) -> ConsumerState | None:
@@ -128,6 +128,11 @@ class ConsumerRegistry:
         name = subjects.parse_consumer(consumer)
         if name is not None and name in self._interests:
             self._refresh_soon(name)
+
+    def lost(self) -> None:
+        """The broker is away: nothing is known any more."""
+        for name in list(self._states):
+            self._learn(name, None)
 
     async def run(self) -> None:
         """Looks at the consumers for as long as the session lasts, until cancelled."""

@@ -250,6 +250,7 @@ class Bus:
         if self._jetstream is None:
             return
         self._jetstream = None
+        self.consumers.lost()
         self._tell(available=False)
 
     def _tell(self, *, available: bool) -> None:
@@ -277,8 +278,11 @@ class Bus:
 
     async def _stream_advisory(self, message: Msg) -> None:
         *_, action, stream = message.subject.split(".")
-        if stream in streams.NAMES and action in ("CREATED", "DELETED"):
+        if stream in streams.NAMES and action == "DELETED":
             self._streams_doubted()
+        elif stream in streams.NAMES and action == "CREATED":
+            # Our own creations are told too, so this is no reason for doubt.
+            self._check_now.set()
 
     async def _send_events(self) -> None:
         while True:

@@ -87,6 +87,7 @@ class NatsServer:
     def freeze(self) -> None:
         """Stops it without closing its connections."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
