@@ -109,6 +109,7 @@ class Endpoint:
     def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, server_name: str) -> None:
         self.target = target
         self.version: tuple[int, ...] = ()
+        self.greeted = False
         self.suspect_until = 0.0
         options = list(_OPTIONS)
         if server_name:
@@ -138,6 +139,10 @@ class Endpoint:
 
     async def connect(self) -> Endpoint:
         """Returns when there is a connection; raises Unavailable at the first failure."""
+        if not self.ready:
+            # What was held against it was the connection that is gone, and another server may be there now.
+            self.suspect_until = 0.0
+            self.greeted = False
         while True:
             state = self.channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:
@@ -183,8 +188,15 @@ class Client:
             raise Unavailable("the store is closed")
         now = asyncio.get_running_loop().time()
         if not (self._current.ready and now >= self._current.suspect_until):
-            candidates = [endpoint for endpoint in self._endpoints if now >= endpoint.suspect_until]
-            self._current = await self._first_connected(candidates or self._endpoints)
+            suspects = [each for each in self._endpoints if each.ready and now < each.suspect_until]
+            others = [each for each in self._endpoints if each not in suspects]
+            try:
+                self._current = await self._first_connected(others)
+            except Unavailable:
+                if not suspects:
+                    raise
+                # Slow, or connected anew by now: better than none.
+                self._current = await self._first_connected(suspects)
         return self._current
 
     async def call(self, method: Method[Request, Response], request: Request) -> Response:
@@ -264,7 +276,9 @@ class Client:
                     continue
                 except TimeoutError:
                     break
-                await self._greet(endpoint)
+                if not endpoint.greeted:
+                    endpoint.greeted = True
+                    await self._greet(endpoint)
                 return endpoint
         finally:
             for task in tasks:

@@ -20,14 +20,21 @@ _START_S = 60
 _SERVING = '"msg":"serving client traffic'
 
 
-def binary(version: str) -> Path:
-    """The etcd of a version. Without it the test is skipped, or fails in CI, where nothing may be missing."""
+def find(version: str) -> Path | None:
+    """The etcd of a version, if it is here."""
     candidates = [TOOLS / f"etcd-{version}" / "etcd"]
     if on_path := shutil.which("etcd"):
         candidates.append(Path(on_path))
     for candidate in candidates:
         if candidate.exists() and f"etcd Version: {version}." in _version(candidate):
             return candidate
+    return None
+
+
+def binary(version: str) -> Path:
+    """The etcd of a version. Without it the test is skipped, or fails in CI, where nothing may be missing."""
+    if program := find(version):
+        return program
     message = f"no etcd {version} is here: run scripts/fetch_etcd.py"
     if os.environ.get("CI"):
         pytest.fail(message)
