@@ -96,6 +96,8 @@ def _fail(message: str) -> None:
 
 
 def _serve(config: Config) -> None:
+    # gRPC's own lines on standard error say again, and worse, what we say.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from conveyor.server import logging
     from conveyor.server.app import App, StartupError
 
