@@ -69,7 +69,11 @@ class Cursor:
         """Raises BadCursor."""
         match text.split("-"):
             case [stream, sequence, index] if (
-                len(stream) == 8 and len(sequence) < 20 and len(index) < 10 and (sequence + index).isdecimal()
+                len(stream) == 8
+                and len(sequence) < 20
+                and len(index) < 10
+                and (sequence + index).isascii()
+                and (sequence + index).isdigit()
             ):
                 return cls(stream, int(sequence), int(index))
         raise BadCursor(f"{text[:80]!r} is no cursor of a log line")
@@ -170,7 +174,7 @@ class _Reading:
                 await asyncio.sleep(_RETRY_S)
 
     async def _renewed(self, reader: OrderedReader) -> list[log_pb2.LogLine]:
-        """Notices that the stream is another one, or begins later, than before; nobody knows how many lines that cost."""
+        """Notices that the stream is another one than before, or begins later; how many lines that cost is unknown."""
         if reader.created == self._created or not reader.created:
             return []
         before, self._created = self._stream, reader.created

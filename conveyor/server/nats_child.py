@@ -247,7 +247,8 @@ class NatsChild:
 
     def _last_words(self) -> str:
         try:
-            return self._log_file.read_text(errors="replace").strip().rpartition("\n")[2]
+            # Without process number and time.
+            return self._log_file.read_text(errors="replace").strip().rpartition("\n")[2].rpartition("] ")[2]
         except OSError:
             return "it wrote nothing"
 
