@@ -67,7 +67,7 @@ class Inbox:
         self._pull: Pull | None = None
 
     async def run(self) -> None:
-        """Until cancelled. Handlers that run then are awaited."""
+        """Until cancelled. Handlers that run then are awaited, until cancelled again."""
         try:
             while True:
                 jetstream = await self._connected()
@@ -78,8 +78,11 @@ class Inbox:
                 # Not at full speed against a broker that refuses.
                 await asyncio.sleep(0.1)
         finally:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            try:
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+            finally:
+                await cancel_and_wait(*self._tasks)
 
     async def _read(self, jetstream: JetStream) -> None:
         session = jetstream.session

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from conveyor.bus.errors import ApiError, TooLarge, WrongSequence
-from conveyor.bus.session import REQUEST_S, Headers, Session
+from conveyor.bus.errors import ApiError, BusUnavailable, TooLarge, WrongSequence
+from conveyor.bus.session import REQUEST_S, Headers, NoResponders, Session
 
 API = "$JS.API."
 
@@ -40,7 +40,10 @@ class JetStream:
 
     async def call(self, endpoint: str, payload: JsonObject | None = None, *, timeout: float = REQUEST_S) -> JsonObject:
         body = json.dumps(payload).encode() if payload is not None else b""
-        message = await self.session.request(API + endpoint, body, timeout=timeout)
+        try:
+            message = await self.session.request(API + endpoint, body, timeout=timeout)
+        except NoResponders:
+            raise BusUnavailable("JetStream does not answer: is it switched on?") from None
         return _checked(message.data)
 
     async def publish(

@@ -32,6 +32,8 @@ _MAX_DELAY_S = 2.0
 """Between two attempts to connect."""
 _COMPLAIN_S = 30.0
 """Between two log lines about a broker that stays away."""
+_OLDEST = (2, 14, 3)
+"""The nats-server that all this was tried with first."""
 _MAX_EVENTS = 10_000
 """Events that wait to be sent; more are dropped, the store knows it all."""
 _CONSUMER_ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.*.{MESSAGES_STREAM}.*"
@@ -242,7 +244,10 @@ class Bus:
         if self._jetstream is not None:
             return
         self._jetstream = jetstream
-        _log.info("bus.available", version=jetstream.session.server_version)
+        version = jetstream.session.server_version
+        _log.info("bus.available", version="{}.{}.{}".format(*version))
+        if version < _OLDEST:
+            _log.warning("bus.old_server", wanted="{}.{}.{}".format(*_OLDEST))
         self._tell(available=True)
 
     def _unavailable(self, problem: BusError) -> None:

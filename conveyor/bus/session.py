@@ -59,6 +59,7 @@ class Session:
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._on_lost: set[Callable[[], None]] = set()
         self._lost = asyncio.Event()
+        self._failure: Exception | None = None
 
     @classmethod
     async def connect(cls, options: BusOptions) -> Session:
@@ -86,8 +87,9 @@ class Session:
                 await client.subscribe(f"{session._inbox}.*", cb=session._answered)
         except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
             await session._dispose()
-            cause = client.last_error if isinstance(error, nats.errors.NoServersError) else None
-            raise BusUnavailable(str(cause or error) or type(error).__name__) from error
+            # "No servers available" says less than what went wrong with the last of them.
+            cause = session._failure or error
+            raise BusUnavailable(str(cause) or type(cause).__name__) from error
         except BaseException:
             await session._dispose()
             raise
@@ -103,8 +105,9 @@ class Session:
         return self._client.max_payload
 
     @property
-    def server_version(self) -> str:
-        return str(self._client.connected_server_version)
+    def server_version(self) -> tuple[int, int, int]:
+        version = self._client.connected_server_version
+        return version.major, version.minor, version.patch
 
     def new_inbox(self) -> str:
         """A subject that only this session listens on, if it does."""
@@ -210,6 +213,7 @@ class Session:
             answer.set_result(message)
 
     async def _failed(self, error: Exception) -> None:
+        self._failure = error
         _log.debug("bus.client_error", error=str(error) or type(error).__name__)
 
     async def _closed(self) -> None:

@@ -99,8 +99,8 @@ class NatsChild:
 
     async def start(self) -> None:
         """Returns when it takes connections. Raises NatsChildError."""
-        binary = await asyncio.to_thread(self._prepare)
         try:
+            binary = await asyncio.to_thread(self._prepare)
             await self._spawn(binary)
             await asyncio.to_thread(_write, self._url_file, self.url + "\n")
         except BaseException:

@@ -262,7 +262,7 @@ async def test_a_wrong_password_is_told_and_tried_again(tmp_path: Path) -> None:
     try:
         bus = await Bus.start(BusOptions([guarded.url], user="u", password="wrong"))
         try:
-            await until(lambda: "uthorization" in str(bus.problem))
+            await until(lambda: "uthoriz" in str(bus.problem))
         finally:
             await bus.close()
         right = await Bus.start(BusOptions([guarded.url], user="u", password="right"))
@@ -272,6 +272,22 @@ async def test_a_wrong_password_is_told_and_tried_again(tmp_path: Path) -> None:
             await right.close()
     finally:
         await asyncio.to_thread(guarded.kill)
+
+
+async def test_a_broker_without_jetstream_is_told(tmp_path: Path) -> None:
+    bare = NatsServer(tmp_path / "bare", jetstream=False)
+    await asyncio.to_thread(bare.start)
+    bus = await Bus.start(BusOptions([bare.url]))
+    try:
+        await until(lambda: "is it switched on" in str(bus.problem))
+    finally:
+        await bus.close()
+        await asyncio.to_thread(bare.kill)
+
+
+async def test_a_port_where_nobody_listens_is_named() -> None:
+    with pytest.raises(BusUnavailable, match=r"127\.0\.0\.1"):
+        await Session.connect(BusOptions(["nats://127.0.0.1:1"]))
 
 
 async def test_options_that_can_never_work_are_refused_at_once() -> None:

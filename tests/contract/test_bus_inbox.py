@@ -179,6 +179,27 @@ async def test_slow_handlers_keep_their_messages_and_do_not_hold_up_others(
     assert engine.started["slow"] == 1
 
 
+async def test_a_message_that_comes_again_while_its_handler_runs_is_not_handled_twice(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "ACK_WAIT_S", 0.2)
+    monkeypatch.setattr(inbox, "_SIGN_S", 3600)
+    async with running(server) as (_, engine, other):
+        engine.gates["slow"] = asyncio.Event()
+        await other.publish(CREATED, created("slow"))
+
+        async def came_again() -> bool:
+            consumer = await other.consumer("pipeline", "pipeline-engine")
+            return consumer is not None and consumer["num_redelivered"] > 0
+
+        await until_async(came_again)
+        await other.publish(CREATED, created("later"))
+        await until(lambda: engine.runs["later"])
+        engine.gates["slow"].set()
+        await emptied(server)
+    assert engine.started["slow"] == 1
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_restart_while_idle_leaves_no_silence(server: NatsServer, how: str) -> None:
     async with running(server) as (bus, engine, other):
@@ -259,6 +280,21 @@ async def test_replicas_share_the_work_and_take_over_from_a_dead_one(
         await session.close()
         monkeypatch.setattr(Session, "connect", None)
         await until(lambda: len(first.runs) == 400)
+
+
+async def test_close_does_not_wait_for_ever(server: NatsServer) -> None:
+    engine = Engine()
+    engine.gates["r"] = asyncio.Event()
+    tasks = asyncio.all_tasks()
+    async with started_bus(server) as bus, other_client(server) as other:
+        bus.run_inbox(engine.handle, engine.quarantine)
+        await other.publish(CREATED, created("r"))
+        await until(lambda: engine.started["r"])
+        await bus.close()
+    await until(lambda: asyncio.all_tasks() == tasks)
+    # What was not handled is still there for the next one.
+    async with running(server) as (_, again, _):
+        await until(lambda: again.runs["r"])
 
 
 async def test_close_waits_for_handlers_that_come_to_an_end(server: NatsServer) -> None:

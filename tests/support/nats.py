@@ -29,12 +29,16 @@ def binary() -> str:
 class NatsServer:
     """One nats-server process with JetStream. All methods block: they are quick, and tests call them in threads."""
 
-    def __init__(self, directory: Path, *, max_payload: int = 8 << 20, config: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, max_payload: int = 8 << 20, config: str = "", jetstream: bool = True
+    ) -> None:
         self.directory = directory
         self.store = directory / "store"
         self.port = 0
         self.log = directory / "nats.log"
         self._config = config
+        if jetstream:
+            self._config += f'\njetstream {{ store_dir: "{self.store}", max_file_store: 64GB }}'
         self._max_payload = max_payload
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -57,8 +61,7 @@ class NatsServer:
         config = self.directory / "nats.conf"
         config.write_text(
             f'listen: "127.0.0.1:{self.port or -1}"\nmax_payload: {self._max_payload}\n'
-            f'ports_file_dir: "{self.directory}"\n'
-            f'jetstream {{ store_dir: "{self.store}", max_file_store: 64GB }}\n{self._config}\n'
+            f'ports_file_dir: "{self.directory}"\n{self._config}\n'
         )
         for stale in self.directory.glob("*.ports"):
             stale.unlink()
