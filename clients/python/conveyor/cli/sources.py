@@ -63,7 +63,7 @@ def read_sources(names: Iterable[str]) -> list[Source]:
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file: UTF-8, with or without a byte order mark, with any line ends. Raises Fault."""
+    """The text of a file: UTF-8, with or without a byte order mark. Raises Fault."""
     for mark, encoding in _OTHER_ENCODINGS:
         if data.startswith(mark):
             raise Fault(1, "", f"the file is {encoding}; save it as UTF-8")
@@ -71,12 +71,11 @@ def decoded(data: bytes) -> str:
     if b"\0" in data[:4]:
         raise Fault(1, "", "the file looks like UTF-16; save it as UTF-8")
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
         raise Fault(line, "", f"the byte 0x{byte:02X} is not UTF-8 (Latin-1?); save the file as UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _open(path: Path) -> Source:

@@ -27,11 +27,14 @@ def test_version_waits_for_nothing() -> None:
     assert done.stdout == f"conveyor {VERSION}\n[]\n"
 
 
-def test_ctrl_c_ends_only_the_command(server: Any, make_run: Any, run_id: str, start: Start) -> None:
+@pytest.mark.parametrize("arguments", [("watch", "RUN"), ("start", "app/shop", "--wait"), ("start", "a/b", "--watch")])
+def test_ctrl_c_ends_only_the_command(
+    server: Any, make_run: Any, run_id: str, start: Start, arguments: tuple[str, ...]
+) -> None:
     server.runs[run_id] = make_run()
-    process = start("run", "watch", run_id)
+    process = start("run", *(each.replace("RUN", run_id) for each in arguments))
     assert process.stdout is not None
-    assert b"RUNNING" in process.stdout.readline()
+    assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
@@ -60,6 +63,38 @@ def test_programs_get_utf8_whatever_the_locale(
     for form in ("json", "table"):
         out, err = start("run", "get", run_id, "-o", form).communicate()
         assert ("é 😀".encode() in out, err) == (True, b"")
+
+
+def test_ctrl_c_does_not_wait_for_what_is_stuck() -> None:
+    code = """
+import asyncio, os, signal
+from conveyor.cli.failures import Interrupted
+from conveyor.cli.session import run_alone
+
+async def stuck():
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+try:
+    run_alone(stuck())
+except Interrupted:
+    os._exit(130)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 130
+
+
+def test_output_that_nobody_ever_reads(start: Start) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("version", stdout=writer)
+    os.close(writer)
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_a_closed_pipe_is_no_error(server: Any, make_run: Any, start: Start) -> None:
