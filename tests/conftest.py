@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from types import ModuleType
 
+import grpc
 import pytest
 from blockbuster import BlockBuster
 
@@ -26,3 +27,11 @@ def event_loop_never_blocks() -> Iterator[None]:
     blockbuster.activate()
     yield
     blockbuster.deactivate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_stays_up() -> Iterator[None]:
+    """Keeps gRPC's poller thread: it would be joined, on the event loop, whenever the last channel or server went."""
+    grpc.aio.init_grpc_aio()
+    yield
+    grpc.aio.shutdown_grpc_aio()

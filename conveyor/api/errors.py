@@ -44,7 +44,7 @@ addresses, so these are for the log."""
 
 # A client refuses more than 8 KiB of trailing metadata; the message is in it twice, once in base64 and once with each
 # byte beyond ASCII as three.
-_MESSAGE_BYTES = 1024
+_MESSAGE_BYTES = 600
 _DESCRIPTION_BYTES = 400
 _DETAILS_BYTES = 4096
 
