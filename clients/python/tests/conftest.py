@@ -5,12 +5,15 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NoReturn
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from conveyor.v1.log_pb2 import LogAck, LogLine
 from conveyor.v1.resource_pb2 import Resource
@@ -56,14 +59,14 @@ class Stream:
 
     def send(self, **fields: object) -> None:
         """Send a WorkResponse."""
-        self._outbox.put_nowait(WorkResponse(**fields))  # type: ignore[arg-type]
+        self._outbox.put_nowait(WorkResponse(**fields))
 
     def welcome(self, session: str = "s1", heartbeat: float = 5.0, ttl: float = 15.0, **fields: object) -> None:
         """Answer the Hello."""
         beat, life = Duration(), Duration()
         beat.FromMilliseconds(int(heartbeat * 1000))
         life.FromMilliseconds(int(ttl * 1000))
-        self.send(welcome=Welcome(session=session, heartbeat_interval=beat, session_ttl=life, **fields))  # type: ignore[arg-type]
+        self.send(welcome=Welcome(session=session, heartbeat_interval=beat, session_ttl=life, **fields))
 
     def ack(self, report: ResultReport, disposition: Disposition.ValueType = Disposition.DISPOSITION_ACCEPTED) -> None:
         """Say that a result is stored."""
@@ -106,7 +109,7 @@ class WorkServer(WorkerServiceServicer):
         """The next stream that a worker opens, after its Hello."""
         return await self._streams.get()
 
-    async def Work(  # type: ignore[override]  # noqa: N802
+    async def Work(  # noqa: N802
         self, request_iterator: AsyncIterator[WorkRequest], context: grpc.aio.ServicerContext[WorkRequest, WorkResponse]
     ) -> AsyncIterator[WorkResponse]:
         stream = Stream(context)
@@ -121,8 +124,22 @@ class WorkServer(WorkerServiceServicer):
             await asyncio.wait([receiving])
             stream.ended.set()
 
-    def ReportResults(self, request_iterator: object, context: object) -> object:  # type: ignore[override]  # noqa: N802
+    def ReportResults(self, request_iterator: object, context: object) -> object:  # noqa: N802
         raise NotImplementedError
+
+
+async def refuse(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str, *details: Message) -> NoReturn:
+    """Answer a call like the server does: with google.rpc.Status and its details."""
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+@pytest.fixture(name="refuse")
+def _refuse() -> Callable[..., Awaitable[NoReturn]]:
+    """Answers a call with a typed error."""
+    return refuse
 
 
 Serve = Callable[..., AbstractAsyncContextManager[str]]
@@ -178,7 +195,7 @@ def assignment() -> Callable[..., Assignment]:
             max_attempts=3,
             run_state=RunState.RUN_STATE_RUNNING,
         )
-        given.MergeFrom(Assignment(**fields))  # type: ignore[arg-type]
+        given.MergeFrom(Assignment(**fields))
         return given
 
     return make

@@ -1,11 +1,15 @@
 """The drivers that made themselves known."""
 
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from conveyor.sdk.connection import Connection
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.driver_service_pb2 import DeleteDriverRequest, GetDriverRequest, ListDriversRequest
-from conveyor.v1.driver_service_pb2_grpc import DriverServiceAsyncStub, DriverServiceStub
+from conveyor.v1.driver_service_pb2_grpc import DriverServiceStub
+
+if TYPE_CHECKING:
+    from conveyor.v1.driver_service_pb2_grpc import DriverServiceAsyncStub
 
 
 class Drivers:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import cast
 
 from google.protobuf.struct_pb2 import Struct
@@ -14,6 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 from conveyor.sdk.errors import JobCancelled, JobFailed, ValueNotRepresentable
 from conveyor.sdk.job import Job, current_job
 from conveyor.sdk.log_buffer import AttemptKey, LogBuffer
+from conveyor.sdk.threads import Threads
 from conveyor.sdk.values import to_struct
 from conveyor.v1.result_pb2 import DriverResult, Outcome
 from conveyor.v1.worker_pb2 import Assignment, Limits
@@ -43,9 +44,7 @@ class Runner:
         self._logs = logs
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._pool = (
-            None if _is_async(handler) else ThreadPoolExecutor(max_workers=slots, thread_name_prefix="conveyor-job")
-        )
+        self._threads = None if _is_async(handler) else Threads(slots)
 
     def start(self, assignment: Assignment) -> None:
         """Begin with an assignment. One that is held already, with the same token, is left alone."""
@@ -57,13 +56,10 @@ class Runner:
             self.forget(key, "the attempt was given out again")
         job = Job(assignment, self._logs.open(key))
         self.jobs[key] = job
-        if self._pool is None:
+        if self._threads is None:
             job._task = self._loop.create_task(self._run(job))
         else:
-            call = contextvars.copy_context().run
-            self._loop.run_in_executor(self._pool, call, self._call, job).add_done_callback(
-                lambda done: self._finish(job, done.result())
-            )
+            self._threads.submit(partial(contextvars.copy_context().run, self._call, job), partial(self._finish, job))
 
     def cancel(self, key: AttemptKey, message: str, grace: float | None = None) -> None:
         """Tell a job to stop; one that has ended already does not hear it."""
@@ -91,8 +87,8 @@ class Runner:
         tasks = [job._task for job in left if job._task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=patience)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.close()
 
     async def _run(self, job: Job) -> None:
         current_job.set(job)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from conveyor.sdk.connection import Connection, new_request_id
 from conveyor.sdk.errors import WaitTimeout
@@ -19,7 +20,10 @@ from conveyor.v1.run_service_pb2 import (
     StartRunRequest,
     WatchRunsRequest,
 )
-from conveyor.v1.run_service_pb2_grpc import RunServiceAsyncStub, RunServiceStub
+from conveyor.v1.run_service_pb2_grpc import RunServiceStub
+
+if TYPE_CHECKING:
+    from conveyor.v1.run_service_pb2_grpc import RunServiceAsyncStub
 
 
 class Runs:

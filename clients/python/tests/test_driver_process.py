@@ -1,0 +1,170 @@
+"""Drivers as processes: command line, signals, forks."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from conveyor.sdk.values import from_struct
+from conveyor.v1.result_pb2 import Outcome
+from conveyor.v1.worker_pb2 import Drained
+
+PREAMBLE = """
+from conveyor.sdk import Driver, Job
+driver = Driver("build")
+"""
+SUBPROCESS = """
+@driver.reconcile
+async def reconcile(job: Job) -> None:
+    await job.subprocess("sh", "-c", "echo $$; exec sleep 600")
+driver.run()
+"""
+FORK = """
+import multiprocessing
+
+def add(queue, number):
+    queue.put(number + 1)
+
+@driver.reconcile
+def reconcile(job: Job) -> dict:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=add, args=(queue, job.attempt))
+    process.start()
+    answer = queue.get()
+    process.join()
+    return {"answer": answer, "exitcode": process.exitcode}
+driver.run()
+"""
+SIMPLE = """
+driver.reconcile(lambda job: None)
+driver.run()
+"""
+
+
+def write(path, text):
+    script = path / "driver.py"
+    script.write_text(PREAMBLE + text)
+    return str(script)
+
+
+@asynccontextmanager
+async def running(script, *options):
+    process = await asyncio.create_subprocess_exec(sys.executable, script, *options, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def run(script, *options, **environment):
+    return subprocess.run(
+        [sys.executable, script, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+async def test_a_signal_drains_and_the_process_ends_well(work_server, tmp_path):
+    async with work_server() as server, running(write(tmp_path, SIMPLE), "--address", server.address) as process:
+        stream = await server.stream()
+        stream.welcome(heartbeat=0.05)
+        await stream.until(lambda s: s.heartbeats)
+        process.send_signal(signal.SIGTERM)
+        await stream.until(lambda s: s.drains)
+        stream.send(drained=Drained())
+        assert await process.wait() == 0
+
+
+async def test_a_second_signal_ends_it_and_its_subprocesses_at_once(work_server, assignment, tmp_path):
+    async with work_server() as server, running(write(tmp_path, SUBPROCESS), "--address", server.address) as process:
+        stream = await server.stream()
+        stream.welcome()
+        stream.send(assignments=[assignment()])
+        await stream.until(lambda s: s.lines)
+        child = int(stream.lines[0].text)
+        process.send_signal(signal.SIGINT)
+        await stream.until(lambda s: s.drains)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 128 + signal.SIGINT
+        while is_alive(child):  # noqa: ASYNC110 (another process's end makes no event here)
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_handler_may_fork_while_the_stream_is_open(work_server, assignment, tmp_path):
+    async with work_server() as server, running(write(tmp_path, FORK), "--address", server.address):
+        stream = await server.stream()
+        stream.welcome(heartbeat=0.05)
+        for number in range(1, 6):
+            stream.send(assignments=[assignment(attempt=number)])
+            await stream.until(lambda s, n=number: len(s.results) == n)
+            stream.ack(stream.results[-1])
+        assert [from_struct(report.result.data) for report in stream.results] == [
+            {"answer": number + 1, "exitcode": 0} for number in range(1, 6)
+        ]
+        assert {report.result.outcome for report in stream.results} == {Outcome.OUTCOME_SUCCEEDED}
+        beats = stream.heartbeats
+        await stream.until(lambda s: s.heartbeats > beats)
+
+
+async def test_the_environment_says_where_and_how(work_server, tmp_path, monkeypatch):
+    async with work_server() as server:
+        monkeypatch.setenv("CONVEYOR_ADDRESS", server.address)
+        monkeypatch.setenv("CONVEYOR_NAMESPACE", "team")
+        monkeypatch.setenv("CONVEYOR_SLOTS", "7")
+        async with running(write(tmp_path, SIMPLE)):
+            hello = (await server.stream()).hello
+            assert (hello.namespace, hello.slots) == ("team", 7)
+        async with running(write(tmp_path, SIMPLE), "-n", "other", "--slots", "2"):
+            hello = (await server.stream()).hello
+            assert (hello.namespace, hello.slots) == ("other", 2)
+
+
+def test_help_names_options_and_variables(tmp_path):
+    done = run(write(tmp_path, SIMPLE), "--help")
+    assert done.returncode == 0
+    for word in ("--address", "--namespace", "--slots", "--transport", "--nats", "CONVEYOR_ADDRESS", "127.0.0.1:7460"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "text"),
+    [
+        (["--slots", "0"], {}, "from 1 to 10000"),
+        (["--slots", "x"], {}, "invalid int value"),
+        (["--transport", "pigeon"], {}, "invalid choice"),
+        (["--address", "nowhere:"], {}, "is not host:port"),
+        ([], {"CONVEYOR_TRANSPORT": "pigeon"}, "pigeon"),
+        ([], {"CONVEYOR_TLS_CA": "/nowhere/ca.pem"}, "cannot read the TLS file"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line(tmp_path, options, environment, text):
+    done = run(write(tmp_path, SIMPLE), *options, **environment)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_jetstream_without_its_library_says_what_to_install(tmp_path):
+    hide = "import sys; sys.modules['nats'] = None\n"
+    done = run(write(tmp_path, hide + SIMPLE), "--transport", "jetstream")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        'build: the transport "jetstream" needs nats-py: pip install "conveyor-client[jetstream]"'
+    ]
