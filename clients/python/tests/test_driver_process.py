@@ -136,6 +136,41 @@ async def test_the_environment_says_where_and_how(work_server, tmp_path, monkeyp
             assert (hello.namespace, hello.slots) == ("other", 2)
 
 
+INIT = """
+import ctypes, os, sys, time
+from conveyor.sdk.init import supervise
+
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+supervise()
+# An orphan that ends: nobody but the first process can collect it.
+if os.fork() == 0:
+    orphan = os.fork()
+    if orphan == 0:
+        os.read(0, 1)
+        os._exit(0)
+    print(orphan, flush=True)
+    os._exit(0)
+os.wait()
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's subreapers to play process 1")
+async def test_process_1_collects_orphans_and_passes_signals_on(tmp_path):
+    script = tmp_path / "init.py"
+    script.write_text(INIT)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    orphan = int(await process.stdout.readline())
+    process.stdin.close()
+    while os.path.exists(f"/proc/{orphan}"):  # noqa: ASYNC110, ASYNC240, PTH110 (another process's end makes no event)
+        await asyncio.sleep(0.01)
+    process.terminate()
+    assert await process.wait() == 128 + signal.SIGTERM
+
+
 def test_help_names_options_and_variables(tmp_path):
     done = run(write(tmp_path, SIMPLE), "--help")
     assert done.returncode == 0

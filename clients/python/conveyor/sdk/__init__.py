@@ -5,8 +5,15 @@
 Names are loaded when they are first used: neither gRPC nor NATS is imported by `import conveyor.sdk` itself.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# gRPC reads these when it is first imported. Its support for fork hangs or aborts a process that forks while a stream
+# is open (seen with 1.81); without it a forked child just must not use gRPC. Its log lines say nothing that our
+# exceptions and records don't.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if TYPE_CHECKING:
     from conveyor.sdk.client import Client as Client

@@ -13,6 +13,7 @@ from conveyor.sdk import process
 from conveyor.sdk.config import DEFAULT_ADDRESS
 from conveyor.sdk.driver import Driver, TransportName
 from conveyor.sdk.errors import ConfigurationError, ConveyorError
+from conveyor.sdk.init import supervise
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 def run(driver: Driver, argv: Sequence[str] | None) -> None:
     """See Driver.run."""
     _take_options(driver, argv)
+    if os.getpid() == 1:
+        supervise()
     root = logging.getLogger()
     if not root.handlers:
         logging.basicConfig(

@@ -22,10 +22,6 @@ TransportName = Literal["grpc", "jetstream"]
 
 _log = logging.getLogger(__name__)
 
-# Handlers may fork. gRPC's own support for that hangs or aborts while a stream is open (seen with 1.81); without it the
-# child just must not use gRPC. It is read when grpc is first imported.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
 
 class Transport(Protocol):
     """A way to take part."""
