@@ -61,7 +61,7 @@ def translate(error: Exception, method: str) -> errors.DomainError:
     if isinstance(error, errors.DomainError) and code_of(error) is not grpc.StatusCode.INTERNAL:
         return error
     if isinstance(error, port.TooLarge):
-        return errors.TooLarge(f"together with what belongs to it this is too large for the store: {error}")
+        return errors.TooLarge(f"with its history and the copies that its run keeps, it is too large: {error}")
     known = _FROM_BELOW.get(type(error))
     if known is not None:
         log.warning("call_failed", method=method, error=repr(error))
