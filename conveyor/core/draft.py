@@ -148,7 +148,7 @@ class Draft:
         record.ready_time = self.stamp
         if self.plan.broadcast:
             # The answers to a broadcast are due together, whoever got it.
-            record.next_time = self.head.create_time + step.timeout
+            record.next_time = record.queue_time + step.timeout
         else:
             record.next_time = self.now + step.queue_timeout if step.queue_timeout else 0
         if record.next_time:

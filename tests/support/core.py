@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -216,11 +217,11 @@ def answer(
     invalid: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED,
     message_id: bytes = b"",
 ) -> ResultReceived:
-    """A result; its digest says what is in it."""
+    """A result."""
     result = storage_pb2.StoredResult(
         outcome=result_pb2.Outcome.Value(f"OUTCOME_{outcome}"), message=message, data=data, retryable=retryable
     )
-    digest = f"{outcome}{message}{len(data)}".encode().ljust(32)
+    digest = hashlib.sha256(result.SerializeToString(deterministic=True)).digest()
     return ResultReceived(name, attempt, token, driver, result, digest, invalid, message_id)
 
 

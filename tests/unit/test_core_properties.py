@@ -1,0 +1,381 @@
+"""Properties of the core: random pipelines under random, duplicated, reordered and late events.
+
+`Run` checks after every decision what must hold of any; here are what must hold of whole histories, and a second,
+naive model of the trigger rules.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conveyor.core import draft
+from conveyor.core.model import (
+    CancelRequested,
+    Claim,
+    Claimed,
+    Continue,
+    Event,
+    InputRefused,
+    NotReceived,
+    ResultReceived,
+    RunCreated,
+    RunState,
+    Tick,
+    TicketDelivered,
+    TicketSent,
+    TicketWithdrawn,
+    Waiting,
+    WorkerLost,
+)
+from conveyor.core.plan import SECOND, Plan
+from conveyor.core.transitions import next_timer
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
+from tests.support.core import (
+    CANCELLED,
+    FAILED,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    TERMINAL,
+    Run,
+    answer,
+    pipeline,
+    step,
+)
+
+RULES = ("ALL_SUCCESS", "NONE_FAILED", "ONE_FAILED", "ALL_DONE")
+OUTCOMES = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+# A second model of the trigger rules, as slow and as plain as the table
+
+
+def should_run(rule: int, needs: list[tuple[int, bool]]) -> bool:
+    """Whether a step runs whose needs ended like this: states, each with whether it may fail."""
+    if rule == pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS:
+        return all(state == SUCCEEDED or (state == FAILED and allowed) for state, allowed in needs)
+    if rule == pipeline_pb2.TRIGGER_RULE_NONE_FAILED:
+        return not any(state == CANCELLED or (state == FAILED and not allowed) for state, allowed in needs)
+    if rule == pipeline_pb2.TRIGGER_RULE_ONE_FAILED:
+        return any(state == FAILED for state, _ in needs)
+    return True
+
+
+def needs_of(source: pipeline_pb2.Pipeline, index: int) -> list[int]:
+    """The steps that a step waits for, straight from the pipeline."""
+    if source.order == pipeline_pb2.ORDER_LIST:
+        return [index - 1] if index else []
+    names = [s.id for s in source.steps]
+    return [names.index(need) for need in source.steps[index].needs]
+
+
+def naive_end(source: pipeline_pb2.Pipeline, scripted: list[int]) -> list[int]:
+    """How each main step ends under CONTINUE, given what its driver would say; by recursion over the needs."""
+
+    def end(index: int) -> int:
+        needs = [(end(need), source.steps[need].allow_failure) for need in needs_of(source, index)]
+        return scripted[index] if should_run(source.steps[index].trigger_rule, needs) else SKIPPED
+
+    return [end(index) for index in range(len(source.steps))]
+
+
+def naive_outcome(source: pipeline_pb2.Pipeline, ends: list[int]) -> int:
+    """How a run that nobody cancelled ends."""
+    for s, end in zip([*source.steps, *source.finally_steps], ends, strict=True):
+        if end in (FAILED, CANCELLED) and not s.allow_failure:
+            return run_pb2.RUN_STATE_FAILED
+    return run_pb2.RUN_STATE_SUCCEEDED
+
+
+# Random pipelines and what happens to them
+
+
+@st.composite
+def pipelines(draw: st.DrawFn, *, most: int = 7) -> pipeline_pb2.Pipeline:
+    """Lists and graphs with everything that a step may say."""
+    graph = draw(st.booleans())
+    names = [f"s{i}" for i in range(draw(st.integers(1, most)))]
+    drivers = st.sampled_from(["x", "y", "z"])
+
+    def details() -> dict[str, Any]:
+        details: dict[str, Any] = {"driver": draw(drivers), "allow_failure": draw(st.booleans())}
+        if draw(st.booleans()):
+            details["retry"] = {
+                "max_attempts": draw(st.integers(1, 3)),
+                "initial_backoff": {"seconds": draw(st.integers(0, 2))},
+            }
+        if draw(st.booleans()):
+            details["queue_timeout"] = {"seconds": draw(st.integers(1, 50))}
+        if draw(st.booleans()):
+            details["timeout"] = {"seconds": draw(st.integers(1, 50))}
+        return details
+
+    steps = []
+    for i, name in enumerate(names):
+        needs = draw(st.lists(st.sampled_from(names[:i]), max_size=4)) if graph and i else []
+        steps.append(step(name, *needs, rule=draw(st.sampled_from(RULES)), **details()))
+    if graph:
+        steps = draw(st.permutations(steps))
+    finally_steps = [step(f"f{i}", **details()) for i in range(draw(st.integers(0, 2)))]
+    source = pipeline(*steps, finally_steps=finally_steps, graph=graph)
+    if draw(st.booleans()):
+        source.failure_policy = pipeline_pb2.FAILURE_POLICY_CONTINUE
+    if draw(st.booleans()):
+        source.timeout.seconds = draw(st.integers(1, 300))
+    if draw(st.integers(0, 9)) == 0:
+        source.name = ""  # a broadcast
+        del source.finally_steps[:]
+        for s in source.steps:
+            del s.needs[:]
+            s.ClearField("retry")
+            s.trigger_rule = pipeline_pb2.TRIGGER_RULE_UNSPECIFIED
+    return source
+
+
+class World:
+    """A run among workers, a broker and people; every event may come again, late, and after a crash."""
+
+    def __init__(self, source: pipeline_pb2.Pipeline, seed: int, *, crashes: bool = True) -> None:
+        self.source = source
+        self.run = Run(source)
+        self.random = Random(seed)
+        self.crashes = crashes
+        self.past: list[Event] = []
+        self.accepted: list[tuple[str, int, str]] = []
+
+    def send(self, event: Event) -> None:
+        """One event and what must follow; or a crash right after one of the commits."""
+        self.past.append(event)
+        follow: Event | None = event
+        while follow is not None:
+            before = self.run.state
+            decision = self.run.send(follow, self.random.random() if self.crashes else 0.5)
+            self.judge(before, decision.state)
+            if isinstance(follow, ResultReceived) and decision.disposition == result_pb2.DISPOSITION_ACCEPTED:
+                self.accepted.append((follow.step, follow.attempt, follow.token))
+            follow = (decision.rest or Continue()) if decision.more else None
+            if self.crashes and self.random.random() < 0.1:
+                self.crash()
+                return
+
+    def crash(self) -> None:
+        """Only what is stored is left."""
+        run = self.run
+        head = storage_pb2.RunHead.FromString(run.state.head.SerializeToString())
+        records = [storage_pb2.StepRecord.FromString(record.SerializeToString()) for record in run.stored.values()]
+        run.state = RunState.of(run.plan, head, records)
+        run.stored = {i: record for i, record in enumerate(run.state.steps) if record is not None}
+
+    def judge(self, before: RunState, after: RunState) -> None:
+        """Steps start and are skipped as the naive model says."""
+        source, states = self.source, after.head.step_states
+        ended = [state in TERMINAL for state in states]
+        broadcast, main = not source.name, len(source.steps)
+        for index, state in enumerate(states):
+            was, reason = before.head.step_states[index], after.head.step_reasons[index]
+            if state == was or was != PENDING:
+                continue
+            if index >= main:
+                assert all(ended[:main]), "a finally step began early"
+                continue
+            needs = [] if broadcast else needs_of(source, index)
+            ends = [(states[need], source.steps[need].allow_failure) for need in needs]
+            runs = broadcast or should_run(source.steps[index].trigger_rule, ends)
+            if state != SKIPPED or reason in (
+                run_pb2.STEP_REASON_NEED_FAILED,
+                run_pb2.STEP_REASON_NEED_SKIPPED,
+                run_pb2.STEP_REASON_NO_NEED_FAILED,
+            ):
+                assert all(ended[need] for need in needs), "judged before its needs had ended"
+                assert runs == (state != SKIPPED)
+                assert state == SKIPPED or before.head.state != run_pb2.RUN_STATE_CANCELLING
+            elif reason == run_pb2.STEP_REASON_FAIL_FAST:
+                assert source.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE
+                assert any(states[i] == FAILED and not s.allow_failure for i, s in enumerate(source.steps))
+            else:
+                assert after.head.outcome
+
+    # What may happen
+
+    def out(self) -> list[int]:
+        """Steps that somebody has."""
+        return [i for i, record in enumerate(self.run.state.steps) if record is not None and record.token]
+
+    def waiting(self) -> list[int]:
+        """Steps that wait for somebody."""
+        steps = self.run.state.steps
+        return [i for i, r in enumerate(steps) if r is not None and r.state == QUEUED and not r.token]
+
+    def claim(self, index: int, *, jetstream: bool) -> Claimed:
+        """A claim under a new token."""
+        transport = run_pb2.TRANSPORT_JETSTREAM if jetstream else run_pb2.TRANSPORT_GRPC
+        session = f"session-{self.random.randrange(2)}"
+        return Claimed((Claim(index, session, "worker", f"t{next(self.run.tokens)}", transport),))
+
+    def result(self, index: int, outcome: str) -> ResultReceived:
+        """What the worker that has the step says."""
+        record = self.run.state.steps[index]
+        assert record is not None
+        s = self.run.plan.steps[index]
+        data = b"x" * self.random.choice([0, 10, 200_000])
+        message_id = str(len(self.past)).encode()
+        if record.transport == run_pb2.TRANSPORT_JETSTREAM and self.random.random() < 0.3:
+            return answer("", 0, "", s.driver, outcome, data=data, message_id=message_id)
+        invalid = run_pb2.STEP_REASON_RESULT_INVALID if self.random.random() < 0.05 else 0
+        token = record.token if self.random.random() < 0.9 else "wrong"
+        retryable = self.random.choice([None, None, False])
+        return answer(
+            s.id,
+            record.attempt,
+            token,
+            s.driver,
+            outcome,
+            data=data,
+            retryable=retryable,
+            invalid=run_pb2.StepReason.ValueType(invalid),
+        )
+
+    def happen(self) -> None:
+        """One thing."""
+        random, run = self.random, self.run
+        out, waiting = self.out(), self.waiting()
+        any_step = random.randrange(len(run.plan.steps)) if run.plan.steps else 0
+        index = random.choice(out) if out else any_step
+        record = run.state.steps[index]
+        token = record.token if record is not None else ""
+        kind = random.randrange(100)
+        if run.state.head.state == run_pb2.RUN_STATE_PENDING and kind < 90:
+            kind = 99
+        if kind < 30 and waiting:
+            self.send(self.claim(random.choice(waiting), jetstream=random.random() < 0.4))
+        elif kind < 55 and out:
+            self.send(self.result(index, random.choice(OUTCOMES)))
+        elif kind < 65 and self.past:
+            self.send(random.choice(self.past))
+        elif kind < 72:
+            run.now += random.choice([0, 1, 5, 60, -60]) * SECOND
+            self.send(Tick() if random.random() < 0.5 else Continue())
+        elif kind < 78:
+            self.send(TicketSent(index, token, storage_pb2.Ticket(sequence=len(self.past) + 1)))
+        elif kind < 82:
+            self.send(TicketDelivered(index, token))
+        elif kind < 85:
+            self.send(TicketWithdrawn(index, token))
+        elif kind < 88:
+            self.send(NotReceived(index, token))
+        elif kind < 91:
+            self.send(WorkerLost(f"session-{random.randrange(2)}", ""))
+        elif kind < 94:
+            self.send(Waiting(any_step, run_pb2.STEP_REASON_NO_WORKER, str(random.randrange(2))))
+        elif kind < 95:
+            self.send(InputRefused(any_step, run_pb2.STEP_REASON_INPUT_TOO_LARGE, "too large"))
+        elif kind < 97:
+            self.send(CancelRequested("enough", random.choice([0, 10]) * SECOND, force=random.random() < 0.3))
+        else:
+            self.send(RunCreated())
+
+    def let_go(self) -> None:
+        """Nothing is withheld any more: the sweep, workers that answer, and time."""
+        run = self.run
+        self.send(RunCreated())
+        for _ in range(50 * len(run.plan.steps) + 50):
+            if run.state.terminal:
+                return
+            commits = run.commits
+            self.send(Continue())
+            for index in self.waiting():
+                self.send(self.claim(index, jetstream=False))
+            for index in self.out():
+                record = run.state.steps[index]
+                if record is not None and record.token:
+                    s = run.plan.steps[index]
+                    self.send(answer(s.id, record.attempt, record.token, s.driver, self.random.choice(OUTCOMES)))
+            if run.commits == commits and not run.state.terminal:
+                time = next_timer(run.state)
+                assert time, "it waits for nothing"
+                run.now = max(run.now, time)
+        assert run.state.terminal, "it goes on for ever"
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(pipelines(), st.integers(0, 1 << 32), st.sampled_from([1, 2, 60]), st.integers(0, 60))
+def test_whatever_happens(source: pipeline_pb2.Pipeline, seed: int, records: int, events: int) -> None:
+    """No terminal state is left, no step begins early, events count once, one attempt is current, all runs end."""
+    with patch.object(draft, "MAX_RECORDS", records):
+        world = World(source, seed)
+        for _ in range(events):
+            world.happen()
+        world.let_go()
+        run = world.run
+        named = [what for what in world.accepted if what[0]]
+        assert len(set(named)) == len(named), "a result counted twice"
+        head = run.state.head
+        if not head.outcome:
+            assert head.state == naive_outcome(source, list(head.step_states))
+        for event in list(world.past):
+            world.send(event)
+        assert next_timer(run.state) == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(pipelines(), st.randoms(use_true_random=False), st.data())
+def test_end_does_not_depend_on_the_order_of_events(
+    source: pipeline_pb2.Pipeline, random: Random, data: st.DataObject
+) -> None:
+    """Under CONTINUE each step ends as the naive model says, whoever is first."""
+    source.name, source.failure_policy = "p", pipeline_pb2.FAILURE_POLICY_CONTINUE
+    for s in [*source.steps, *source.finally_steps]:
+        s.ClearField("retry")
+        s.trigger_rule = s.trigger_rule or pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS
+    count = len(source.steps) + len(source.finally_steps)
+    scripted = data.draw(st.lists(st.sampled_from([SUCCEEDED, FAILED, CANCELLED]), min_size=count, max_size=count))
+    says = {SUCCEEDED: "SUCCEEDED", FAILED: "FAILED", CANCELLED: "CANCELLED"}
+    run = Run(source)
+    run.start()
+    while not run.state.terminal:
+        waiting = [
+            i for i, record in enumerate(run.state.steps) if record is not None and record.state in (QUEUED, RUNNING)
+        ]
+        index = random.choice(waiting)
+        run.report(run.plan.steps[index].id, says[scripted[index]])
+    ends = naive_end(source, scripted) + scripted[len(source.steps) :]
+    assert list(run.state.head.step_states) == ends
+    assert run.state.head.state == naive_outcome(source, ends)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines(), st.integers(0, 1 << 32), st.integers(0, 40))
+def test_small_commits_come_to_the_same_end(source: pipeline_pb2.Pipeline, seed: int, events: int) -> None:
+    """What one commit could not hold is the same as what it could: same events, same end."""
+    ends = []
+    for records in (1, 60):
+        with patch.object(draft, "MAX_RECORDS", records):
+            world = World(source, seed, crashes=False)
+            for _ in range(events):
+                world.happen()
+            world.let_go()
+            head = world.run.state.head
+            ends.append((head.state, head.reason, head.step_states, head.step_reasons))
+    assert ends[0] == ends[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines())
+def test_ancestors(source: pipeline_pb2.Pipeline) -> None:
+    """The inputs of a step in a graph are all that it needs, directly or not."""
+    source.name, source.order = "p", pipeline_pb2.ORDER_GRAPH
+    plan: Plan = Run(source).plan
+
+    def ancestors(index: int) -> set[int]:
+        return set().union(*({need} | ancestors(need) for need in plan.steps[index].needs))
+
+    for index in range(plan.main):
+        assert set(plan.inputs(index)) == ancestors(index)
