@@ -136,3 +136,47 @@ async def test_lines_of_several_attempts_keep_their_order():
     logs.discard([KEY])
     logs.rewind()
     assert [line.text for line in logs.take(1 << 20)] == ["b"]
+
+
+async def test_a_server_that_stores_nothing_is_asked_with_a_few_lines_until_it_does():
+    logs = buffer()
+    logs.patience = 0
+    log = logs.open(KEY)
+    for number in range(300):
+        log.write(f"{number} " + "x" * 1000)
+    assert len(logs.take(1 << 20)) == 300
+    logs.check()
+    assert logs.stalled
+    probe = logs.take(1 << 20)
+    assert 0 < len(probe) < 100
+    assert probe[0].seq == 1
+    assert not logs.take(1 << 20)
+    logs.check()
+    assert logs.take(1 << 20)[0].seq == 1
+    logs.ack(KEY, probe[-1].seq + 1)
+    assert not logs.stalled
+    rest = logs.take(1 << 20)
+    assert rest[-1].seq == 300
+    logs.ack(KEY, 301)
+    assert logs.empty
+    logs.check()
+    assert not logs.stalled
+
+
+async def test_no_thread_waits_while_nothing_is_stored():
+    logs = buffer(bound=1000)
+    logs.patience = 0
+    log = logs.open(KEY)
+
+    def write():
+        for _ in range(100):
+            log.write("x" * 100)
+
+    log.write("first")
+    logs.take(1 << 20)
+    writing = asyncio.create_task(asyncio.to_thread(write))
+    logs.check()
+    await writing
+    log.close()
+    logs.ack(KEY, 2)
+    assert "lines are left out here" in logs.take(1 << 20)[-1].text

@@ -175,6 +175,7 @@ class GrpcTransport:
                 call.cancel()
                 return
             self._heartbeat_due = True
+            self._logs.check()
             self._wake.set()
             self._timer = self._loop.call_later(interval, beat)
 
@@ -279,7 +280,7 @@ class GrpcTransport:
         said = bool(lines)
         budget = _MESSAGE_BYTES
         unsent, sent = self._unsent, self._logs.sent
-        while unsent and unsent[0][0] <= sent and budget > 0:
+        while unsent and (unsent[0][0] <= sent or self._logs.stalled) and budget > 0:
             report = unsent.popleft()[1]
             budget -= report.ByteSize()
             request.results.append(report)

@@ -15,18 +15,21 @@ AttemptKey = tuple[str, str, int]
 """Run, step and attempt."""
 
 _LINE_OVERHEAD = 128
+_PROBE_BYTES = 64 * 1024
 
 
 class LogBuffer:
     """The lines of all jobs of a worker, kept until the server says that it has stored them.
 
     Memory is bounded: a thread that writes into a full buffer waits until there is room. The event loop cannot wait:
-    what it writes above four times the bound is left out, and a line in its place says so.
+    what it writes above four times the bound is left out, and a line in its place says so. The same holds for threads
+    while the server takes lines but does not store them, e.g. because its broker is away: jobs go on without logs.
     """
 
     def __init__(self, loop: AbstractEventLoop, notify: Callable[[], None], bound: int = 16 * 1024 * 1024) -> None:
         """`notify` is called on `loop` when there is something to send; `bound` is in bytes."""
         self.line_bytes = 256 * 1024
+        self.patience = 10.0
         self._loop = loop
         self._notify = notify
         self._notified = False
@@ -37,6 +40,9 @@ class LogBuffer:
         self._logs: dict[AttemptKey, JobLog] = {}
         self._bytes = 0
         self._sent = 0
+        # Since when lines that were sent have not been acked, and whether the server is being asked if it stores again.
+        self._waiting_since: float | None = None
+        self._probing = False
 
     @property
     def written(self) -> int:
@@ -65,11 +71,15 @@ class LogBuffer:
         with self._room:
             self._notified = False
             unsent = self._unsent
+            if self._probing:
+                budget = min(budget, _PROBE_BYTES) if self._waiting_since is None else 0
             while unsent and budget > 0:
                 line = unsent.popleft()
                 budget -= _size(line)
                 lines.append(line)
             self._sent += len(lines)
+            if lines and self._waiting_since is None:
+                self._waiting_since = self._loop.time()
         return lines
 
     def ack(self, key: AttemptKey, next_seq: int) -> None:
@@ -79,8 +89,15 @@ class LogBuffer:
             return
         with self._room:
             unacked = log.unacked
+            if unacked and unacked[0].seq < next_seq:
+                self._waiting_since = self._loop.time()
+                if self._probing:
+                    self._probing = False
+                    self._notify()
             while unacked and unacked[0].seq < next_seq:
                 self._bytes -= _size(unacked.popleft())
+            if not self._bytes:
+                self._waiting_since = None
             if log.closed and not unacked:
                 del self._logs[key]
             self._room.notify_all()
@@ -89,8 +106,24 @@ class LogBuffer:
         """Send all that is not acked once more: the connection is a new one."""
         with self._room:
             written = self.written
+            self._waiting_since = None
+            self._probing = False
             self._unsent = deque(chain.from_iterable(log.unacked for log in self._logs.values()))
             self._sent = written - len(self._unsent)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the server does not store what it gets: results need not wait for their lines."""
+        return self._probing
+
+    def check(self) -> None:
+        """To be called now and then while connected: when nothing was stored for a while, ask with a few lines."""
+        if self._waiting_since is not None and self._loop.time() - self._waiting_since >= self.patience:
+            self.rewind()
+            with self._room:
+                self._probing = True
+                self._room.notify_all()
+            self._notify()
 
     def discard(self, keys: Iterable[AttemptKey]) -> None:
         """Forget attempts whose lines nobody wants any more."""
@@ -112,10 +145,11 @@ class LogBuffer:
         on_loop = threading.get_ident() == self._loop_thread
         with self._room:
             if self._bytes > self._bound and not on_loop:
-                self._room.wait_for(lambda: self._bytes <= self._bound or log.hurry or log.closed)
+                self._room.wait_for(lambda: self._bytes <= self._bound or log.hurry or log.closed or self._probing)
             if log.closed:
                 return
-            if self._bytes > 4 * self._bound or (log.hurry and self._bytes > self._bound):
+            limit = self._bound if log.hurry or self._probing else 4 * self._bound
+            if self._bytes > limit:
                 log.dropped += len(parts)
                 return
             if log.dropped:
