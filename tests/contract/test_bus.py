@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -144,7 +145,10 @@ async def test_what_the_broker_refuses_is_said_and_tried_again(server: NatsServe
 
 
 @pytest.mark.parametrize("name", streams.NAMES)
-async def test_a_deleted_stream_is_made_again(server: NatsServer, name: str) -> None:
+async def test_a_deleted_stream_is_made_again_at_once(
+    server: NatsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor.bus.nats._CHECK_S", 3600)
     async with started_bus(server), other_client(server) as other:
         before = await other.stream(name)
         await other.call(f"STREAM.DELETE.{name}")
@@ -223,6 +227,20 @@ async def test_a_connection_of_which_one_half_is_gone_is_noticed(server: NatsSer
             await until(lambda: seen == [False, True])
         finally:
             await bus.close()
+
+
+async def test_a_connection_that_takes_no_bytes_is_let_go(server: NatsServer) -> None:
+    async with TcpProxy(f"127.0.0.1:{server.port}") as proxy:
+        session = await Session.connect(BusOptions([f"nats://{proxy.address}"]))
+        transport = session._client._transport._io_writer.transport  # type: ignore[union-attr]
+        proxy.freeze()
+        for _ in range(4):
+            with contextlib.suppress(BusUnavailable):
+                await session.publish("anything", bytes(8 << 20))
+        assert transport.get_write_buffer_size() > 0
+        await session.close()
+        assert transport.is_closing()
+        assert transport.get_write_buffer_size() == 0
 
 
 async def test_a_request_ends_with_its_connection(server: NatsServer) -> None:
