@@ -123,7 +123,7 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
     else:
         reason = run_pb2.STEP_REASON_RUN_TIMED_OUT
         message = f"the finally steps took longer than {plan.finally_timeout / SECOND:g} s"
-    missed = False
+    missed, failed = False, outcome(plan, draft.states)[1] == run_pb2.RUN_REASON_STEP_FAILED
     for index in steps:
         state = draft.states[index]
         if state in TERMINAL_STEP:
@@ -141,7 +141,7 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
             continue
         missed = missed or not plan.steps[index].allow_failure
     # A run that would have succeeded has not; one that failed before keeps its reason.
-    if missed and not head.outcome and outcome(plan, draft.states[: plan.main])[0] == run_pb2.RUN_STATE_SUCCEEDED:
+    if missed and not failed and not head.outcome:
         head.outcome = run_pb2.RUN_STATE_FAILED
         head.reason = run_pb2.RUN_REASON_TIMED_OUT
         head.message = message

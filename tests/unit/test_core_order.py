@@ -300,13 +300,16 @@ def test_finally_steps_have_a_bound_of_their_own() -> None:
     assert run.state.head.message == "the finally steps took longer than 60 s"
 
 
-def test_bound_of_finally_steps_leaves_the_reason_of_a_failed_run() -> None:
-    run = Run(pipeline(step("a"), finally_steps=[step("f")]))
+@pytest.mark.parametrize("failing", ["a", "f"])
+def test_bound_of_finally_steps_leaves_the_reason_of_a_failed_run(failing: str) -> None:
+    run = Run(pipeline(step("a"), finally_steps=[step("f"), step("g")]))
     run.start()
-    run.report("a", "FAILED", message="boom")
+    for name in ("a", "f"):
+        run.report(name, "FAILED" if name == failing else "SUCCEEDED", message="boom")
     run.tick(3600)
+    assert run.step("g") == "CANCELLED RUN_TIMED_OUT"
     assert run.run == "FAILED STEP_FAILED"
-    assert run.state.head.message == "step a failed: boom"
+    assert run.state.head.message == f"step {failing} failed: boom"
 
 
 def test_bound_of_finally_steps_that_may_fail() -> None:
