@@ -70,7 +70,9 @@ class EtcdLease:
         endpoint = await client.endpoint()
         call = endpoint.stream(LEASE_KEEP_ALIVE)(timeout=client.timeout, metadata=await client.metadata(endpoint))
         try:
-            await call.write(pb.LeaseKeepAliveRequest(id=self._id))
+            # A call that has ended already says why when it is read.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(pb.LeaseKeepAliveRequest(id=self._id))
             response = await call.read()
         except grpc.aio.AioRpcError as error:
             raise Unavailable(str(client.failed(endpoint, error))) from error

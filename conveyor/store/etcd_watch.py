@@ -85,7 +85,9 @@ class Watch:
                 prev_kv=True,
                 fragment=True,
             )
-            await call.write(pb.WatchRequest(create_request=create))
+            # A call that has ended already says why when it is read.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(pb.WatchRequest(create_request=create))
             changes: list[Change] = []
             while (response := await call.read()) is not grpc.aio.EOF:
                 assert isinstance(response, pb.WatchResponse)

@@ -272,14 +272,15 @@ class TestEndpoints:
             await store.close()
 
     async def test_one_that_answers_nothing_is_passed_over(self, etcd: Etcd) -> None:
-        async with TcpProxy(etcd.address) as silent:
-            store = await open_etcd([silent.address], timeout=1)
-            await store.close()
-            store = await open_etcd([silent.address, etcd.address], timeout=1)
-            for _ in range(20):
-                silent.hold_answers()
-                await until(lambda: store.commit(puts=[Put("a", b"1")]), Uncertain)
-            assert await store.get("a") is not None
+        async with TcpProxy(etcd.address) as silent, TcpProxy(etcd.address) as other:
+            other.refuse()
+            store = await open_etcd([silent.address, other.address], timeout=1)
+            other.refuse(False)
+            silent.hold_answers()
+            with pytest.raises(Uncertain):
+                await store.commit(puts=[Put("a", b"1")])
+            await until(lambda: store.commit(puts=[Put("a", b"2")]), Unavailable)
+            assert other.connections
             await store.close()
 
 

@@ -106,6 +106,8 @@ class Etcd:
     def pause(self) -> None:
         """SIGSTOP: connections stay open, and nobody answers."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def resume(self) -> None:
         """SIGCONT."""
