@@ -33,13 +33,15 @@ format: $(VENV)/.dev ## Format the Python code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-gen: $(VENV)/.dev ## Generate the code of the protos
+gen: $(VENV)/.dev ## Generate the code of the protos and their reference
 	$(BIN)/python scripts/gen.py
+	$(BIN)/python scripts/gen_api_docs.py
 
 gen-check: $(VENV)/.dev ## Check the protos, their generated code, and that no released message breaks
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
 	$(BIN)/python scripts/gen.py --check
+	$(BIN)/python scripts/gen_api_docs.py --check
 
 release-image: $(VENV)/.dev ## Make today's protos the ones that must not break
 	$(BIN)/buf build --exclude-source-info -o proto/released.binpb

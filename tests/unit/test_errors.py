@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -153,3 +155,10 @@ def test_an_unforeseen_error_is_hidden_and_logged_under_the_id_that_the_caller_g
     assert entry["error_id"] in error.message
     assert entry["method"] == "/conveyor.v1.RunService/GetRun"
     assert isinstance(entry["exc_info"], ZeroDivisionError)
+
+
+def test_every_reason_is_explained_to_the_user() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| `")]
+    explained = {reason: code.strip(" `") for code, reasons, _ in rows for reason in re.findall(r"`(\w+)`", reasons)}
+    assert explained == CODES
