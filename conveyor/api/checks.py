@@ -213,7 +213,9 @@ def _join(path: str, key: str) -> str:
 
 
 def _spoken(nanos: int) -> str:
-    for size, unit in ((DAY, "days"), (3600 * SECOND, "h"), (SECOND, "s"), (_MS, "ms")):
+    if nanos > DAY and nanos % DAY == 0:
+        return f"{nanos // DAY} days"
+    for size, unit in ((3600 * SECOND, "h"), (SECOND, "s"), (_MS, "ms")):
         if nanos and nanos % size == 0:
             return f"{nanos // size} {unit}"
     return "0"

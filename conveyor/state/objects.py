@@ -106,12 +106,14 @@ class Objects:
         items: list[Versioned[M]] = []
         taken = scanned = 0
         while True:
-            listing = await self._store.list(prefix, after, min(_LIST_CHUNK, size - len(items)))
+            # With a filter most of what is read may be passed over: read on in large steps.
+            chunk = _LIST_CHUNK if labels else min(_LIST_CHUNK, size - len(items))
+            listing = await self._store.list(prefix, after, chunk)
             for kv in listing.items:
                 item = kind.decode(kv.value)
                 if not labels or all(item.labels.get(key) == value for key, value in labels.items()):
                     taken += len(kv.value)
-                    if items and taken > limits.PAGE_BYTES:
+                    if items and (taken > limits.PAGE_BYTES or len(items) == size):
                         return Page(items, after)
                     items.append(Versioned(item, kv.mod_revision))
                 after = kv.key

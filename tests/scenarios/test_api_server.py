@@ -87,8 +87,14 @@ async def test_reflection(api: Api, messages: Any, stubs: Any) -> None:
                 pool.Add(file)  # type: ignore[no-untyped-call]
                 known.add(waiting.pop(file.name).name)
         assert pool.FindServiceByName(name).methods
-    missing = await ask(file_containing_symbol="conveyor.v1.Nope")
-    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    method = await ask(file_containing_symbol="conveyor.v1.RunService.StartRun")
+    assert (
+        method.file_descriptor_response
+        == (await ask(file_containing_symbol="conveyor.v1.RunService")).file_descriptor_response
+    )
+    for name in ("conveyor.v1.Nope", "conveyor.v1.RunService.Nope", ""):
+        missing = await ask(file_containing_symbol=name)
+        assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 async def test_health(api: Api) -> None:

@@ -367,6 +367,20 @@ def test_other_bad_requests(case: str) -> None:
     assert problems(request) == expected
 
 
+@pytest.mark.parametrize(
+    ("change", "bounds"),
+    [
+        (set_duration("timeout", 0), "from 1 s to 366 days"),
+        (on_step(set_duration("timeout", 0)), "from 100 ms to 366 days"),
+        (with_retry(initial_backoff={"seconds": -1}), "from 0 to 24 h"),
+        (with_retry(multiplier=0), "from 1 to 100"),
+    ],
+)
+def test_bounds_are_named(change: Change, bounds: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=f"must be {bounds}$"):
+        check(pipeline_request(change))
+
+
 def test_a_grace_of_nothing_is_taken() -> None:
     assert problems(run_service_pb2.CancelRunRequest(id=RUN, grace={})) == []
 

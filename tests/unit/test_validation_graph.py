@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conveyor.core.graph_check import check_graph, find_cycle
@@ -103,6 +103,7 @@ def test_finally_steps_take_neither_needs_nor_rule() -> None:
     ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.integers(0, 11), max_size=4), min_size=1, max_size=12).map(
         lambda rows: {str(i): [str(n) for n in needs] for i, needs in enumerate(rows)}
