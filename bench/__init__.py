@@ -1,0 +1,1 @@
+"""Benchmarks: what a real server does, beside floors taken in the same run. Never tests."""

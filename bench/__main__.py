@@ -1,0 +1,45 @@
+"""`make bench`: measure everything, or with --only some of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import latency, throughput
+from bench.report import HEADER, Figure, line, write_json
+
+BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
+    "cli": latency.command_line,
+    "handoff": latency.handoff,
+    "grpc_sqlite": lambda seconds: throughput.runs_per_s("sqlite", "grpc", seconds),
+    "grpc_etcd": lambda seconds: throughput.runs_per_s("etcd", "grpc", seconds),
+    "jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds),
+    "step_cost": throughput.step_cost,
+    "memory": throughput.memory,
+}
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
+    parser.add_argument("--only", metavar="NAME,…", help=f"some of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each steady state; default 20")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write one object per line")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",") if arguments.only else list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    print(HEADER)
+    figures: list[Figure] = []
+    for name in names:
+        for figure in BENCHMARKS[name](arguments.seconds):
+            figures.append(figure)
+            print(line(figure), flush=True)
+    if arguments.json is not None:
+        write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Runs per second, cost per step, and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import floors, rig
+from bench.report import Figure
+from conveyor.v1 import pipeline_pb2
+
+CONCURRENCY = 96
+WARMUP_S = 3.0
+
+
+def load(address: str, pipeline: str, *, concurrency: int, seconds: float = 0.0, runs: int = 0) -> dict[str, Any]:
+    """Put load on a server from another process; returns what it counted."""
+    numbers = [str(concurrency), str(WARMUP_S if not runs else 0.0), str(seconds), str(runs)]
+    command = [sys.executable, "-m", "bench.load", address, pipeline, *numbers]
+    result: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return result
+
+
+def runs_per_s(store: str, transport: str, seconds: float) -> Iterator[Figure]:
+    """Three-step runs per second in a steady state."""
+    with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder), store) as server:
+        rig.apply(server.address, rig.three_steps())
+        with rig.drivers(server, ("a", "b", "c"), transport):
+            load(server.address, "three", concurrency=CONCURRENCY, runs=2 * CONCURRENCY)
+            result = load(server.address, "three", concurrency=CONCURRENCY, seconds=seconds)
+    rate = result["runs"] / result["seconds"]
+    if transport == "jetstream":
+        yield Figure.of("runs_per_s_jetstream", rate, "runs/s", floors.jetstream_publishes_per_s())
+    else:
+        yield Figure.of(f"runs_per_s_grpc_{store}", rate, "runs/s", floors.commits_per_s(store) / 4)
+        if store == "sqlite":
+            yield Figure.of("start_run_p50_ms", result["start_p50_ms"], "ms")
+
+
+def step_cost(seconds: float) -> Iterator[Figure]:
+    """CPU of the server per step in runs of 1,000 steps, against runs of 3."""
+    steps = 1000
+    chain = pipeline_pb2.Pipeline(
+        name="chain", steps=[pipeline_pb2.Step(id=f"s{i}", driver="abc"[i % 3]) for i in range(steps)]
+    )
+    width = 10
+    layers = pipeline_pb2.Pipeline(name="layers", order=pipeline_pb2.ORDER_GRAPH)
+    for i in range(steps):
+        needs = [f"s{j}" for j in range((i // width - 1) * width, i // width * width)] if i >= width else []
+        layers.steps.add(id=f"s{i}", driver="abc"[i % 3], needs=needs)
+    costs: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder)) as server:
+        for pipeline in (rig.three_steps(), chain, layers):
+            rig.apply(server.address, pipeline)
+        with rig.drivers(server, ("a", "b", "c")):
+            load(server.address, "three", concurrency=8, runs=200)
+            # As many runs at a time as keep as many steps under way: batches of the same size, to compare the same.
+            for name, each, runs, concurrency in (
+                ("three", 3, 2000, 8),
+                ("chain", steps, 16, 8),
+                ("layers", steps, 8, 1),
+            ):
+                before = rig.cpu_seconds(server.pid)
+                load(server.address, name, concurrency=concurrency, runs=runs)
+                costs[name] = (rig.cpu_seconds(server.pid) - before) / (runs * each)
+    worse = max(costs["chain"], costs["layers"])
+    yield Figure.of("step_cost_ratio_1000", worse / costs["three"], "")
+    for name, cost in costs.items():
+        yield Figure.of(f"step_cpu_{name}_us", cost * 1e6, "us")
+
+
+def memory(seconds: float) -> Iterator[Figure]:
+    """Resident memory of a server: idle and empty, and with 10,000 finished runs."""
+    with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder)) as server:
+        rig.apply(server.address, rig.three_steps())
+        yield Figure.of("server_rss_idle_mib", rig.rss_mib(server.pid), "MiB")
+        with rig.drivers(server, ("a", "b", "c")):
+            load(server.address, "three", concurrency=CONCURRENCY, runs=10_000)
+        yield Figure.of("server_rss_10k_runs_mib", rig.rss_mib(server.pid), "MiB")
