@@ -129,7 +129,7 @@ def _compile_schema(schema: Struct, field: str) -> _Compiled:
         raise errors.InvalidSchema(violations=violations)
     try:
         validator = jsonschema_rs.Draft202012Validator(
-            document, pattern_options=jsonschema_rs.RegexOptions(), offline=True
+            document, pattern_options=jsonschema_rs.RegexOptions(), retriever=_fetch_nothing
         )
     except jsonschema_rs.ValidationError as error:
         raise _invalid(field + pointer(error.instance_path), _text(error)) from error
@@ -140,6 +140,10 @@ def _compile_schema(schema: Struct, field: str) -> _Compiled:
         text = f"expands to more than {MAX_EXPANDED_SCHEMAS} subschemas once all references are followed"
         raise _invalid(field, text)
     return _Compiled(validator, expansion.loops)
+
+
+def _fetch_nothing(uri: str) -> Any:
+    raise ValueError(f"{uri} is not part of the schema")
 
 
 def _invalid(field: str, description: str) -> errors.InvalidSchema:
