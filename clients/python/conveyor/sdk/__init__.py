@@ -6,6 +6,8 @@ Names are loaded when they are first used: neither gRPC nor NATS is imported by 
 """
 
 import os
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,15 @@ from typing import TYPE_CHECKING
 # exceptions and records don't.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+_shadow = getattr(sys.modules["conveyor"], "__file__", None)
+if _shadow is not None:
+    warnings.warn(
+        f"an older package named conveyor shadows this one ({_shadow}): pip uninstall conveyor, "
+        "then install conveyor-client again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 if TYPE_CHECKING:
     from conveyor.sdk.client import Client as Client

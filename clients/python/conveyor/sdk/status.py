@@ -56,6 +56,8 @@ def _details(error: grpc.aio.AioRpcError) -> Iterable[Any]:
 def _unreachable(details: str, address: str) -> str:
     cause = re.sub(r"^.*(?:Failed to connect to remote host|last error): ?", "", details).strip() or "no answer"
     cause = re.sub(r"^(?:connect|recvmsg|UNKNOWN|UNAVAILABLE): ", "", cause)
+    if "connect" not in details and "resol" not in details.lower():
+        return f"lost the server at {address}: {cause}"
     proxy = proxied(address)
     if proxy is not None:
         return (
