@@ -153,23 +153,33 @@ class Demo:
         say(f"\nAs it should be: {self.fault} failed, and the run is registered {run['state']}{never}.")
 
     def check_wheel(self, results: dict[str, Any], index: str) -> None:
-        """That pip installs the wheel from the index, and that what it installed is this tree's version."""
+        """That pip installs the wheel from the index into a new environment."""
         name = Path(results["compile"]["wheel"]).name
-        target = self.work / "installed"
-        pip = (PYTHON, "-m", "pip", "--isolated", "install", "--quiet", "--no-deps", "--no-cache-dir")
-        self.call(*pip, "--target", target, "--index-url", f"{index}/simple/", f"conveyor-client=={name.split('-')[1]}")
-        code = "import conveyor.version as it; print(it.VERSION, it.__file__)"
-        version, file = self.call(
-            sys.executable, "-I", "-c", f"import sys; sys.path[:0] = sys.argv[1:]; {code}", target
-        ).split()
-        if not Path(file).is_relative_to(target):
-            raise DemoError(f"{file} was imported instead of what was installed")
+        venv = self.work / "installed"
+        self.call(PYTHON, "-m", "venv", "--without-pip", venv)
+        pip = (
+            PYTHON,
+            "-m",
+            "pip",
+            "--isolated",
+            "--python",
+            venv / "bin" / "python",
+            "install",
+            "--quiet",
+            "--no-deps",
+        )
+        # Of no other index, whatever pip is configured for.
+        self.environment["PIP_CONFIG_FILE"] = os.devnull
+        self.call(*pip, "--no-cache-dir", "--index-url", f"{index}/simple/", f"conveyor-client=={name.split('-')[1]}")
+        version = self.call(
+            venv / "bin" / "python", "-I", "-c", "import conveyor.version as it; print(it.VERSION)"
+        ).strip()
         say(f"\n{name} ({results['compile']['size']:,} bytes, sha256 {results['compile']['sha256'][:12]}…)")
         say(f"  built of commit   {results['clone']['commit']}")
         say(f"  tested            {results['test']['summary']}")
         say(f"  went to           {results['upload']['url']}")
         say(f"  which is          {short(self.wheels / name)}")
-        say(f"  installed by pip  conveyor-client {version} in {short(target)}")
+        say(f"  installed by pip  conveyor-client {version} in {short(venv)}")
 
     def show_log(self, run_id: str, step: str) -> None:
         """The last lines of a step."""

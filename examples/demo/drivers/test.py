@@ -20,8 +20,8 @@ async def test(job: Job) -> dict[str, object]:
     # Without an index: a dependency that the wheel declares and the locked requirements lack is an error.
     await job.subprocess(*install, "--no-index", f"{wheel}[cli,jetstream]")
     # -P: what is imported is the wheel, not the sources beside the tests.
-    tests = source / str(job.spec["package"]) / "tests"
-    done = await job.subprocess(python, "-P", "-m", "pytest", tests, check=False, capture=True)
+    tests = Path(str(job.spec["package"]), "tests")
+    done = await job.subprocess(python, "-P", "-m", "pytest", tests, cwd=source, check=False, capture=True)
     summary = done.stdout.strip().rpartition("\n")[2].strip("= ")
     if done.returncode:
         raise job.fail(summary, retryable=False)
