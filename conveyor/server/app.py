@@ -75,7 +75,7 @@ class App:
                 self._metrics = self._listen_for_metrics()
             self._store = await open_store(config)
             if not config.nats and config.data_dir is not None:
-                self._nats = NatsChild(config.data_dir / "nats", port=config.nats_port)
+                self._nats = NatsChild(config.data_dir, port=config.nats_port)
                 await self._nats.start()
             self._bus = await open_bus(config, self._nats.url if self._nats is not None else None)
         except (StoreProblem, NatsChildError, BusError, ConfigError) as error:
