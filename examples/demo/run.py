@@ -84,6 +84,7 @@ class Demo:
             return re.search(r"^ready: listening on (\S+)\n", log.read_text(errors="replace"), re.MULTILINE)
 
         self.environment["CONVEYOR_ADDRESS"] = self.processes.until(ready, 60)[1]
+        # Where the driver over JetStream finds the broker.
         self.environment["CONVEYOR_NATS"] = (self.data / "nats.url").read_text().strip()
         say(f"ready: gRPC on {self.environment['CONVEYOR_ADDRESS']}, {self.environment['CONVEYOR_NATS']}")
 
