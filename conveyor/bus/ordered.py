@@ -82,11 +82,13 @@ class OrderedReader:
         """Whether everything that is stored at this moment has been returned. Raises BusUnavailable."""
         if self._jetstream is None or self._pull is None:
             return False
-        info = await self._jetstream.consumer(self._stream, self._name)
-        if info is None:
-            await self._close(forget=False)
-            return False
-        return int(info["num_pending"]) == 0 and int(info["delivered"]["consumer_seq"]) == self._delivered
+        # The stream is asked, since its consumers hear of a message only after its publisher has the ack.
+        for wanted in self._filters:
+            last = await self._jetstream.message(self._stream, {"last_by_subj": wanted})
+            if last is not None and int(last["seq"]) >= self._next:
+                return False
+        info = await self._jetstream.stream(self._stream)
+        return info is not None and info["created"] == self.created
 
     async def seek(self, start: int) -> None:
         """Goes on with the message of this sequence, or the first after it."""

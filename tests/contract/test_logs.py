@@ -135,9 +135,18 @@ async def test_another_process_goes_on_where_the_first_was(server: NatsServer) -
         await append(first, *lines(1, 100))
         await append(first, *lines(1, 5, attempt=2))
         await append(first, *lines(101, 110))
-    async with started_logs(server) as second:
+    async with started_logs(server) as second, other_client(server) as other:
+        readers: list[object] = []
+
+        async def hear(message: object) -> None:
+            readers.append(message)
+
+        await other.session.subscribe("$JS.API.CONSUMER.CREATE.logs.>", hear)
         assert await append(second, *lines(90, 120), *lines(4, 8, attempt=2)) == {("s", 1): 121, ("s", 2): 9}
         assert await append(second, *lines(1, 2, attempt=3)) == {("s", 3): 3}
+        # The last message says how far each attempt is, so nothing else was read.
+        await other.call("INFO")
+        assert not readers
         assert seqs(await read(second, step="s", attempt=1)) == list(range(1, 121))
         assert seqs(await read(second, step="s", attempt=2)) == list(range(1, 9))
 
