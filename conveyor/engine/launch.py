@@ -9,7 +9,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core.model import Decision, RunCreated
 from conveyor.core.transitions import apply
-from conveyor.engine.loop import Dispatch, Engine
+from conveyor.engine.dispatch import Dispatch
+from conveyor.engine.loop import Engine
 from conveyor.state.ids import RunIds
 from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run
@@ -70,14 +71,14 @@ class Launcher:
             parent=parent,
             inherited=inherited,
         )
-        decision, dispatch = engine.dispatch(run, apply(run.state, RunCreated(), now), now)
+        decision, dispatch = engine.dispatcher.dispatch(run, apply(run.state, RunCreated(), now), now)
         new = engine.runs.creation(run, decision)
         return PreparedRun(run.head.id, new.puts, new.guards, new.run, decision, dispatch)
 
     def _broadcast(self, namespace: str, definition: str) -> pipeline_pb2.Pipeline:
         pipeline = pipeline_pb2.Pipeline(namespace=namespace, order=pipeline_pb2.ORDER_GRAPH)
         pipeline.failure_policy = pipeline_pb2.FAILURE_POLICY_CONTINUE
-        for driver in self._engine.listeners(namespace, definition):
+        for driver in self._engine.dispatcher.listeners(namespace, definition):
             step = pipeline.steps.add(id=driver, driver=driver)
             step.timeout.seconds = self._broadcast_timeout
         return pipeline

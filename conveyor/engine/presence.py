@@ -28,13 +28,20 @@ class Presence:
         self._lease: Lease | None = None
         self._present = False
         self._leading_since: float | None = None
+        self._renewed = 0.0
         self.others: frozenset[str] = frozenset()
         """Ids of the other replicas that live, as of the last look."""
 
     @property
     def leading_for(self) -> float:
-        """For how many seconds this replica has led without a break; negative when it doesn't lead."""
-        return -1.0 if self._leading_since is None else time.monotonic() - self._leading_since
+        """For how many seconds this replica has led without a break; negative when it doesn't lead.
+
+        A process that was stopped or starved for longer than the lease may have lost it without knowing.
+        """
+        now = time.monotonic()
+        if self._leading_since is None or now - self._renewed > self.ttl:
+            return -1.0
+        return now - self._leading_since
 
     async def run(self) -> None:
         """Keep the lease for ever."""
@@ -48,6 +55,9 @@ class Presence:
 
     async def renew(self) -> None:
         """Renew the lease, show this replica, and lead if nobody does. Raises the store's errors."""
+        began = time.monotonic()
+        if began - self._renewed > self.ttl:
+            self._leading_since = None
         if self._lease is not None:
             try:
                 await self._lease.refresh()
@@ -55,6 +65,7 @@ class Presence:
                 self._lease, self._present, self._leading_since = None, False, None
         if self._lease is None:
             self._lease = await self._store.lease(self.ttl)
+        self._renewed = began
         value = self._record.SerializeToString()
         if not self._present:
             await self._store.commit((), [Put(keys.replica(self._record.id), value, self._lease.id)])

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
+from conveyor.core.deadlines import TIMEOUT_GRACE
+from conveyor.core.model import TERMINAL_RUN
 from conveyor.engine.loop import Engine, cancellation
+from conveyor.engine.repair import waits
 from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
-from conveyor.store.port import Changes, Reset, Store, StoreError
+from conveyor.store.port import Change, Changes, Reset, Store, StoreError
 from conveyor.v1 import run_pb2
 
 log = structlog.get_logger("conveyor.engine")
+
+Moved = Callable[[storage_pb2.SessionRecord, int], None]
+"""Takes a session that was written, and the revision at which it was."""
 
 
 class SessionsWatch:
     """Keeps the engine's view of all sessions."""
 
-    def __init__(self, engine: Engine, store: Store, moved: Callable[[storage_pb2.SessionRecord], None]) -> None:
+    def __init__(self, engine: Engine, store: Store, moved: Moved) -> None:
         self._engine = engine
         self._store = store
         self._moved = moved
@@ -31,7 +39,7 @@ class SessionsWatch:
         listing = await self._store.list(keys.SESSIONS)
         self._engine.sessions.clear()
         for kv in listing.items:
-            self._put(kv.value)
+            self._put(kv.key, kv.value, kv.mod_revision)
         self._revision = listing.revision
         self._engine.sessions.complete = True
 
@@ -39,11 +47,12 @@ class SessionsWatch:
         """Follow them for ever."""
         while True:
             try:
-                async for item in self._store.watch(keys.SESSIONS, self._revision):
-                    if isinstance(item, Reset):
-                        await self.read()
-                        break
-                    self._take(item)
+                async with aclosing(self._store.watch(keys.SESSIONS, self._revision)) as items:
+                    async for item in items:
+                        if isinstance(item, Reset):
+                            await self.read()
+                            break
+                        self._take(item)
             except StoreError as error:
                 log.debug("sessions_watch_interrupted", error=str(error))
                 await asyncio.sleep(0.5)
@@ -51,16 +60,20 @@ class SessionsWatch:
     def _take(self, changes: Changes) -> None:
         for change in changes.changes:
             if change.value is not None:
-                self._put(change.value)
+                self._put(change.key, change.value, change.mod_revision)
             else:
-                namespace, driver, session = change.key[len(keys.SESSIONS) :].split("/")
+                namespace, driver, session = change.key[len(keys.SESSIONS) :].split("/", 2)
                 self._engine.sessions.delete(namespace, driver, session)
         self._revision = changes.revision
 
-    def _put(self, value: bytes) -> None:
-        record = storage_pb2.SessionRecord.FromString(value)
+    def _put(self, key: str, value: bytes, revision: int) -> None:
+        try:
+            record = storage_pb2.SessionRecord.FromString(value)
+        except DecodeError as error:
+            log.error("record_not_readable", key=key, error=str(error))
+            return
         self._engine.sessions.put(record)
-        self._moved(record)
+        self._moved(record, revision)
 
 
 class RemoteRuns:
@@ -70,31 +83,64 @@ class RemoteRuns:
         self._engine = engine
 
     def take(self, changes: Changes) -> None:
-        """One revision of the store, from the feed."""
+        """One revision of the store, from the feed. A record that cannot be read is the sweep's."""
         if changes.revision in self._engine.own_revisions:
             return
+        queued: set[tuple[str, str]] = set()
         for change in changes.changes:
-            if change.value is None:
-                continue
-            namespace, run, step = keys.parse_run_key(change.key)
-            if not step:
-                self._engine.outdated(namespace, run, changes.revision)
-                continue
+            try:
+                self._look(change, queued)
+            except (DecodeError, ValueError) as error:
+                log.debug("change_not_readable", key=change.key, error=str(error))
+        for key in queued:
+            self._engine.spawn(self._resume(*key))
+
+    def _look(self, change: Change, queued: set[tuple[str, str]]) -> None:
+        namespace, run, step = keys.parse_run_key(change.key)
+        if not step:
+            self._head(namespace, run, change)
+        elif change.value is not None:
             record = storage_pb2.StepRecord.FromString(change.value)
-            if record.state == run_pb2.STEP_STATE_QUEUED and not record.token:
-                self._engine.spawn(self._resume(namespace, run))
+            if waits(record):
+                queued.add((namespace, run))
             elif record.cancel_sent and record.state == run_pb2.STEP_STATE_RUNNING:
                 self._stop(run, record)
+            self._relieve(run, record)
+
+    def _head(self, namespace: str, run: str, change: Change) -> None:
+        engine = self._engine
+        engine.outdated(namespace, run, change.mod_revision)
+        head = storage_pb2.RunHead.FromString(change.value) if change.value is not None else None
+        if head is None or head.state in TERMINAL_RUN:
+            engine.timers.forget((namespace, run))
+        for index in list(engine.pool.waiting_steps(run)):
+            if head is None or head.step_states[index] != run_pb2.STEP_STATE_QUEUED:
+                engine.leave_row(run, index)
 
     async def _resume(self, namespace: str, run: str) -> None:
         try:
             stored = await self._engine.run(namespace, run)
-        except (errors.NotFound, StoreError):
+        except (errors.DomainError, StoreError):
             return  # Gone, or the sweep will look at it.
         if not stored.state.terminal:
             self._engine.resume(stored)
 
     def _stop(self, run: str, record: storage_pb2.StepRecord) -> None:
         worker = self._engine.pool.session(record.session)
-        if worker is not None and worker.outbox is not None:
-            worker.outbox.stop(cancellation(run, record.step, record.attempt, "the run was cancelled", 0))
+        if worker is not None:
+            told = cancellation(run, record.step, record.attempt, "the run was cancelled", TIMEOUT_GRACE)
+            self._engine.tell_to_stop(worker, told)
+
+    def _relieve(self, run: str, record: storage_pb2.StepRecord) -> None:
+        """Attempts of workers here that have ended: answered elsewhere, or over, which their workers don't know."""
+        engine = self._engine
+        for attempt in record.attempts:
+            worker = engine.pool.holder(attempt.token) if attempt.end_time else None
+            if worker is None:
+                continue
+            if attempt.result_digest:
+                engine.relieve(attempt.token)
+            else:
+                told = cancellation(run, record.step, attempt.number, attempt.message, TIMEOUT_GRACE)
+                engine.tell_to_stop(worker, told)
+                engine.relieve_later(attempt.token, TIMEOUT_GRACE)

@@ -14,7 +14,7 @@ from conveyor.engine.presence import Presence
 from conveyor.state import keys
 from conveyor.state.ids import first_id_at
 from conveyor.state.runs import Runs
-from conveyor.store.port import Store, StoreError
+from conveyor.store.port import Conflict, Store, StoreError
 
 log = structlog.get_logger("conveyor.engine")
 
@@ -106,5 +106,5 @@ class Retention:
     async def _delete_one(self, namespace: str, run: str) -> None:
         try:
             await self._delete(namespace, run)
-        except errors.DomainError as error:
-            log.debug("run_not_deleted", run_id=run, error=error.message)
+        except (errors.DomainError, Conflict) as error:  # somebody else was at it; one that cannot be read stays
+            log.debug("run_not_deleted", run_id=run, error=str(error))

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 
 import structlog
-from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
 from conveyor.engine.loop import Engine
 from conveyor.state import keys
+from conveyor.state.runs import Unreadable
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Put, Store, StoreError
 
@@ -51,7 +51,14 @@ class Sweep:
 
     async def once(self) -> None:
         """Look at every unfinished run. Raises the store's errors."""
-        active = await self._engine.runs.active()
+        engine = self._engine
+        waiting = engine.pool.waiting_runs()
+        # Filled anew from what is stored: what was known of workers that are away may have ended elsewhere.
+        engine.unattached.clear()
+        active = await engine.runs.active()
+        for _, run in waiting.difference(active):
+            for index in list(engine.pool.waiting_steps(run)):
+                engine.leave_row(run, index)
         for start in range(0, len(active), _AT_ONCE):
             await asyncio.gather(*(self._look(*key) for key in active[start : start + _AT_ONCE]))
 
@@ -59,24 +66,30 @@ class Sweep:
         try:
             run = await self._engine.run(namespace, run_id)
         except errors.NotFound:
-            await self._store.commit((), (), [keys.active(namespace, run_id)])
+            if await self._store.get(keys.head(namespace, run_id)) is None:
+                await self._store.commit((), (), [keys.active(namespace, run_id)])
+            else:
+                await self._quarantine(namespace, run_id, "its snapshot is not there")
             return
-        except (DecodeError, ValueError, LookupError) as error:
-            await self._quarantine(namespace, run_id, error)
+        except Unreadable as error:
+            await self._quarantine(namespace, run_id, error.message)
             return
         if run.state.terminal:
             return
-        self._engine.resume(run)
+        try:
+            self._engine.resume(run)
+        except (LookupError, ValueError) as error:
+            await self._quarantine(namespace, run_id, repr(error))
 
-    async def _quarantine(self, namespace: str, run_id: str, error: Exception) -> None:
+    async def _quarantine(self, namespace: str, run_id: str, error: str) -> None:
         """Put a run aside that cannot be read, so that the others go on."""
         source = keys.head(namespace, run_id)
         kv = await self._store.get(source)
         record = storage_pb2.QuarantineRecord(
-            source=source, body=kv.value if kv else b"", error=repr(error), time=self._engine.now()
+            source=source, body=kv.value if kv else b"", error=error, time=self._engine.now()
         )
         name = hashlib.sha256(source.encode()).hexdigest()[:32]
         puts = [Put(keys.QUARANTINE + name, record.SerializeToString())]
         await self._store.commit((), puts, [keys.active(namespace, run_id)])
         self.quarantined += 1
-        log.error("run_quarantined", namespace=namespace, run_id=run_id, error=repr(error))
+        log.error("run_quarantined", namespace=namespace, run_id=run_id, error=error)

@@ -329,6 +329,15 @@ class JetStreamTickets:
         self._interest(key)
         self._serve(key)
 
+    def leave(self, waiter: Waiter) -> None:
+        """The step waits no more: claimed by a worker, or ended."""
+        key = (waiter.namespace, waiter.driver)
+        waiters = self._waiting.get(key)
+        if waiters is not None:
+            waiters.pop(waiter, None)
+            if not waiters:
+                del self._waiting[key]
+
     def _serve(self, key: DriverKey) -> None:
         """Claim waiting steps for the driver's consumer, or say why they go on waiting."""
         waiters = self._waiting.get(key)

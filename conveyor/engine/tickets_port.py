@@ -48,6 +48,10 @@ class Tickets(Protocol):
         """A step waits for this driver: have the engine claim it when a consumer pulls."""
         ...
 
+    def leave(self, waiter: Waiter) -> None:
+        """The step waits no more."""
+        ...
+
     def workers_came(self, namespace: str, driver: str) -> None:
         """The driver has gRPC workers now: take back what is not delivered, so that they get it."""
         ...

@@ -7,13 +7,18 @@ import contextlib
 import heapq
 from collections.abc import Awaitable, Callable
 
+import structlog
+
 from conveyor.engine.clock import Now
+
+log = structlog.get_logger("conveyor.engine")
 
 RunKey = tuple[str, str]
 """Namespace and run id."""
 
 _BUCKET = 20_000  # microseconds: how late a timer may be, against how many sets there are
 _LONGEST_SLEEP = 1.0
+_SPARE = 64
 
 
 class Timers:
@@ -36,7 +41,7 @@ class Timers:
         if known is not None:
             if known <= bucket:
                 return
-            self._buckets[known].discard(key)
+            self._take_out(key, known)
         self._bucket_of[key] = bucket
         members = self._buckets.get(bucket)
         if members is None:
@@ -50,25 +55,37 @@ class Timers:
         """The run needs no Tick any more."""
         bucket = self._bucket_of.pop(key, None)
         if bucket is not None:
-            self._buckets[bucket].discard(key)
+            self._take_out(key, bucket)
+
+    def _take_out(self, key: RunKey, bucket: int) -> None:
+        """An empty bucket goes at once, hours before its time; the heap is cleared of such when most of it is."""
+        members = self._buckets[bucket]
+        members.discard(key)
+        if not members:
+            del self._buckets[bucket]
+            if len(self._heap) > 2 * len(self._buckets) + _SPARE:
+                self._heap = sorted(self._buckets)
 
     def due(self) -> list[RunKey]:
         """Take out all runs whose time has come."""
         found: list[RunKey] = []
         current = self._now() // _BUCKET
         while self._heap and self._heap[0] <= current:
-            for key in self._buckets.pop(heapq.heappop(self._heap)):
+            for key in self._buckets.pop(heapq.heappop(self._heap), ()):
                 del self._bucket_of[key]
                 found.append(key)
         return found
 
     async def run(self, tick: Callable[[RunKey], Awaitable[None]]) -> None:
-        """Tick due runs for ever; `tick` must not raise."""
+        """Tick due runs for ever. A tick that raises is logged; the others go on."""
         while True:
             self._earlier.clear()
             due = self.due()
             if due:
-                await asyncio.gather(*(tick(key) for key in due))
+                ticks = await asyncio.gather(*(tick(key) for key in due), return_exceptions=True)
+                for key, error in zip(due, ticks, strict=True):
+                    if isinstance(error, Exception):
+                        log.error("tick_failed", run_id=key[1], exc_info=error)
                 continue
             wait = _LONGEST_SLEEP
             if self._heap:

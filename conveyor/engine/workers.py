@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,8 +34,6 @@ class Held:
     namespace: str
     run: str
     index: int
-    step: str
-    attempt: int
 
 
 @dataclass(slots=True, eq=False)
@@ -64,9 +62,9 @@ class Worker:
         """Whether it may be given another attempt now."""
         return self.outbox is not None and not self.draining and len(self.held) < self.slots
 
-    def takes(self, definition: str) -> bool:
-        """Whether it wants steps for resources of this definition."""
-        return not self.definitions or definition in self.definitions
+    def takes(self, definition: str, broadcast: bool = False) -> bool:
+        """Whether it wants steps for resources of this definition; broadcasts only if it names the definition."""
+        return definition in self.definitions if self.definitions or broadcast else True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +76,43 @@ class Waiter:
     definition: str
     run: str
     index: int
+    broadcast: bool = False
+
+
+class _Row:
+    """Steps that the same workers can take, in the order in which they became ready.
+
+    A step that leaves from the middle only leaves a mark: its place is dropped when it comes to the front, or when
+    half of all places are such.
+    """
+
+    __slots__ = ("_left", "_places")
+
+    def __init__(self) -> None:
+        self._places: list[tuple[int, int, Waiter]] = []
+        self._left: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._places) - len(self._left)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return (waiter for _, order, waiter in self._places if order not in self._left)
+
+    def push(self, ready_time: int, order: int, waiter: Waiter) -> None:
+        heapq.heappush(self._places, (ready_time, order, waiter))
+
+    def first(self) -> tuple[int, int, Waiter]:
+        """The place at the front; the row must not be empty."""
+        while self._places[0][1] in self._left:
+            self._left.discard(heapq.heappop(self._places)[1])
+        return self._places[0]
+
+    def leave(self, order: int) -> None:
+        self._left.add(order)
+        if len(self._left) * 2 > len(self._places):
+            self._places = [place for place in self._places if place[1] not in self._left]
+            heapq.heapify(self._places)
+            self._left.clear()
 
 
 @dataclass(slots=True)
@@ -86,7 +121,7 @@ class _Belt:
 
     workers: dict[str, Worker] = field(default_factory=dict)
     free: deque[Worker] = field(default_factory=deque)
-    waiting: dict[str, list[tuple[int, int, Waiter]]] = field(default_factory=dict)
+    rows: dict[tuple[str, bool], _Row] = field(default_factory=dict)
 
 
 class Pool:
@@ -96,7 +131,7 @@ class Pool:
         self._belts: dict[DriverKey, _Belt] = {}
         self._by_session: dict[str, Worker] = {}
         self._by_token: dict[str, Worker] = {}
-        self._waiting: set[Waiter] = set()
+        self._waiting: dict[str, dict[int, tuple[Waiter, int]]] = {}  # by run, then step
         self._order = itertools.count()
 
     def __iter__(self) -> Iterator[Worker]:
@@ -127,7 +162,7 @@ class Pool:
         worker.held.clear()
 
     def _drop_if_idle(self, key: DriverKey, belt: _Belt) -> None:
-        if not belt.workers and not belt.waiting:
+        if not belt.workers and not belt.rows:
             self._belts.pop(key, None)
 
     def session(self, session: str) -> Worker | None:
@@ -151,14 +186,14 @@ class Pool:
 
     # Attempts
 
-    def reserve(self, namespace: str, driver: str, definition: str) -> Worker | None:
+    def reserve(self, namespace: str, driver: str, definition: str, broadcast: bool = False) -> Worker | None:
         """A worker with a free slot that takes the definition, unless other steps wait for one already."""
         belt = self._belts.get((namespace, driver))
-        if belt is None or belt.waiting.get(definition):
+        if belt is None or (belt.rows and (definition, broadcast) in belt.rows):
             return None
-        return self._take(belt, definition)
+        return self._take(belt, definition, broadcast)
 
-    def _take(self, belt: _Belt, definition: str) -> Worker | None:
+    def _take(self, belt: _Belt, definition: str, broadcast: bool) -> Worker | None:
         """The free worker that has waited longest; it goes to the end of the row."""
         for _ in range(len(belt.free)):
             worker = belt.free.popleft()
@@ -166,7 +201,7 @@ class Pool:
                 worker.listed = False
                 continue
             belt.free.append(worker)
-            if worker.takes(definition):
+            if worker.takes(definition, broadcast):
                 return worker
         return None
 
@@ -187,45 +222,66 @@ class Pool:
 
     def wait(self, waiter: Waiter, ready_time: int) -> None:
         """Put a step into the row of its driver, by the time since which it waits; once."""
-        if waiter in self._waiting:
+        steps = self._waiting.setdefault(waiter.run, {})
+        if waiter.index in steps:
             return
-        self._waiting.add(waiter)
+        order = next(self._order)
+        steps[waiter.index] = (waiter, order)
         belt = self._belts.setdefault((waiter.namespace, waiter.driver), _Belt())
-        row = belt.waiting.setdefault(waiter.definition, [])
-        heapq.heappush(row, (ready_time, next(self._order), waiter))
+        row = belt.rows.setdefault((waiter.definition, waiter.broadcast), _Row())
+        row.push(ready_time, order, waiter)
+
+    def leave(self, run: str, index: int) -> Waiter | None:
+        """The step waits no more. Returns its waiter, if it was in a row."""
+        steps = self._waiting.get(run)
+        found = steps.pop(index, None) if steps is not None else None
+        if steps is None or found is None:
+            return None
+        if not steps:
+            del self._waiting[run]
+        waiter, order = found
+        key, name = (waiter.namespace, waiter.driver), (waiter.definition, waiter.broadcast)
+        belt = self._belts[key]
+        row = belt.rows[name]
+        row.leave(order)
+        if not row:
+            del belt.rows[name]
+            self._drop_if_idle(key, belt)
+        return waiter
 
     def match(self, namespace: str, driver: str) -> tuple[Waiter, Worker] | None:
         """The step that has waited longest among those for which a worker is free, with that worker."""
         belt = self._belts.get((namespace, driver))
-        if belt is None or not belt.waiting or not belt.free:
+        if belt is None or not belt.rows or not belt.free:
             return None
         best: tuple[tuple[int, int, Waiter], Worker] | None = None
-        for definition, row in belt.waiting.items():
-            if best is not None and best[0] < row[0]:
+        for (definition, broadcast), row in belt.rows.items():
+            first = row.first()
+            if best is not None and best[0] < first:
                 continue
-            worker = self._take(belt, definition)
+            worker = self._take(belt, definition, broadcast)
             if worker is not None:
-                best = (row[0], worker)
+                best = (first, worker)
         if best is None:
             return None
         waiter = best[0][2]
-        row = belt.waiting[waiter.definition]
-        heapq.heappop(row)
-        if not row:
-            del belt.waiting[waiter.definition]
-        self._waiting.discard(waiter)
+        self.leave(waiter.run, waiter.index)
         return waiter, best[1]
 
     def waiting(self, namespace: str, driver: str) -> int:
         """How many steps wait for the driver."""
         belt = self._belts.get((namespace, driver))
-        return sum(len(row) for row in belt.waiting.values()) if belt is not None else 0
+        return sum(len(row) for row in belt.rows.values()) if belt is not None else 0
 
     def waiters(self, namespace: str, driver: str) -> list[Waiter]:
         """The steps that wait for the driver."""
         belt = self._belts.get((namespace, driver))
-        return [entry[2] for row in belt.waiting.values() for entry in row] if belt is not None else []
+        return [waiter for row in belt.rows.values() for waiter in row] if belt is not None else []
 
-    def rows(self) -> list[DriverKey]:
-        """The drivers that steps wait for."""
-        return [key for key, belt in self._belts.items() if belt.waiting]
+    def waiting_runs(self) -> set[tuple[str, str]]:
+        """Namespace and id of the runs that have steps in a row."""
+        return {(waiter.namespace, run) for run, steps in self._waiting.items() for waiter, _ in steps.values()}
+
+    def waiting_steps(self, run: str) -> Collection[int]:
+        """The run's steps that are in a row."""
+        return self._waiting.get(run, ())

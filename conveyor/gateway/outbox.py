@@ -9,6 +9,9 @@ from conveyor.v1 import log_pb2, result_pb2, worker_pb2, worker_service_pb2
 
 MAX_MESSAGE_BYTES = 2 << 20
 
+MAX_BACKLOG = 20_000
+"""Answers that wait for a worker that doesn't read, before it is not listened to any more; more than all its slots."""
+
 
 class Outbox:
     """Takes messages without waiting. The stream's writer takes them out."""
@@ -19,7 +22,9 @@ class Outbox:
         self._assignments: list[worker_pb2.Assignment] = []
         self._cancellations: list[worker_pb2.Cancellation] = []
         self._first: list[worker_service_pb2.WorkResponse] = []
+        self._tick: worker_pb2.Tick | None = None
         self._something = asyncio.Event()
+        self._room = asyncio.Event()
         self.closed: errors.DomainError | None = None
         """Why the stream is to end, once it is."""
 
@@ -48,10 +53,22 @@ class Outbox:
         self._first.append(response)
         self._something.set()
 
+    def tick(self, tick: worker_pb2.Tick) -> None:
+        """Show that the handler lives; only the newest is sent."""
+        self._tick = tick
+        self._something.set()
+
     def close(self, reason: errors.DomainError) -> None:
         """End the stream after what has gathered."""
         self.closed = self.closed or reason
         self._something.set()
+        self._room.set()
+
+    async def room(self, under_way: int) -> None:
+        """Wait while too many answers wait to be sent, those that are `under_way` included."""
+        while under_way + len(self._acks) + len(self._log_acks) > MAX_BACKLOG and self.closed is None:
+            self._room.clear()
+            await self._room.wait()
 
     def unsent(self) -> list[worker_pb2.Assignment]:
         """Take out the assignments that were never sent."""
@@ -63,7 +80,7 @@ class Outbox:
         while True:
             if self._first:
                 return self._first.pop(0)
-            if self._acks or self._assignments or self._cancellations or self._log_acks:
+            if self._acks or self._assignments or self._cancellations or self._log_acks or self._tick:
                 return self._gathered()
             if self.closed is not None:
                 return None
@@ -72,9 +89,10 @@ class Outbox:
 
     def _gathered(self) -> worker_service_pb2.WorkResponse:
         response = worker_service_pb2.WorkResponse(
-            acks=self._acks, log_acks=self._log_acks, cancellations=self._cancellations
+            acks=self._acks, log_acks=self._log_acks, cancellations=self._cancellations, tick=self._tick
         )
-        self._acks, self._log_acks, self._cancellations = [], [], []
+        self._acks, self._log_acks, self._cancellations, self._tick = [], [], [], None
+        self._room.set()
         count = 0
         room = MAX_MESSAGE_BYTES
         for assignment in self._assignments:

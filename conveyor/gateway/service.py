@@ -9,11 +9,12 @@ from typing import Any
 
 from conveyor.core import errors
 from conveyor.core.errors import Violation
-from conveyor.core.limits import NAME_LENGTH
+from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES, NAME_LENGTH
 from conveyor.engine.loop import Engine
 from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.sessions import Sessions
 from conveyor.gateway.stream import MAX_SLOTS, WorkStream, answer
+from conveyor.state.ids import is_run_id
 from conveyor.v1 import worker_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 PROTOCOL = 1
@@ -23,6 +24,7 @@ HELLO_WITHIN = 10.0
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _MAX_WORKER_BYTES = 253
 _MAX_LABELS = 64
+_MAX_DEFINITIONS = 1000
 
 
 class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
@@ -91,9 +93,18 @@ def check_hello(hello: worker_pb2.Hello) -> None:
         name(f"hello.definitions[{index}]", definition)
     if not 1 <= hello.slots <= MAX_SLOTS:
         found.append(Violation("hello.slots", f"must be from 1 to {MAX_SLOTS}, not {hello.slots}"))
-    if len(hello.worker.encode()) > _MAX_WORKER_BYTES:
-        found.append(Violation("hello.worker", f"must have at most {_MAX_WORKER_BYTES} bytes"))
+    for field, value in (("worker", hello.worker), ("sdk", hello.sdk)):
+        if len(value.encode()) > _MAX_WORKER_BYTES:
+            found.append(Violation(f"hello.{field}", f"must have at most {_MAX_WORKER_BYTES} bytes"))
+    if hello.session and not is_run_id(hello.session):
+        found.append(Violation("hello.session", "must be empty, or a session that Welcome named"))
+    if len(hello.definitions) > _MAX_DEFINITIONS:
+        found.append(Violation("hello.definitions", f"must be at most {_MAX_DEFINITIONS}"))
     if len(hello.labels) > _MAX_LABELS:
         found.append(Violation("hello.labels", f"must be at most {_MAX_LABELS}"))
+    for key, value in hello.labels.items():
+        if len(key.encode()) > LABEL_KEY_BYTES or len(value.encode()) > LABEL_VALUE_BYTES:
+            rule = f"keys have at most {LABEL_KEY_BYTES} bytes, values at most {LABEL_VALUE_BYTES}"
+            found.append(Violation("hello.labels", rule))
     if found:
         raise errors.InvalidRequest(violations=found)

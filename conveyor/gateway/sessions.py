@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 
 from conveyor.core import errors
 from conveyor.core.model import WorkerLost
-from conveyor.engine.loop import Engine
+from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.workers import Held, Worker
 from conveyor.gateway.outbox import Outbox
+from conveyor.state.ids import is_run_id
+from conveyor.state.runs import StoredRun, Unreadable
 from conveyor.state.sessions import SessionStore
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.failpoints import failpoint
@@ -36,6 +39,11 @@ class Session:
     last_sign: float
     """Monotonic seconds of the last sign of life."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether no stream is open, and nothing that the worker could come back with."""
+        return self.outbox is None and not self.worker.held
+
 
 class Sessions:
     """The sessions whose streams end at this process."""
@@ -47,6 +55,7 @@ class Sessions:
         self.ttl = ttl
         self.heartbeat = min(5.0, ttl / 3)
         self._sessions: dict[str, Session] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
 
     def __len__(self) -> int:
@@ -54,24 +63,36 @@ class Sessions:
 
     async def attach(
         self, hello: worker_pb2.Hello, namespace: str, outbox: Outbox
-    ) -> tuple[Session, list[worker_pb2.Holding]]:
-        """Connect a worker; returns its session and what it says it holds and doesn't.
+    ) -> tuple[Session, list[worker_pb2.Holding], list[worker_pb2.Cancellation]]:
+        """Connect a worker; returns its session, what it says it holds and doesn't, and what it has been told to stop.
 
         The first message of the outbox is the caller's Welcome: until `ready` nothing is assigned.
         Raises errors.SessionMismatch, errors.ShuttingDown and the store's errors.
         """
         if self._closing:
             raise errors.ShuttingDown
-        session = await self._take_over(hello, namespace) if hello.session else None
-        if session is None:
-            session = await self._begin(hello, namespace)
-        worker = session.worker
-        worker.slots = hello.slots
-        worker.draining = False
-        session.last_sign = time.monotonic()
-        revoked = await self._reconcile(session, hello.holding)
-        session.outbox = outbox
-        return session, revoked
+        async with self._turn(hello.session):
+            session = await self._take_over(hello, namespace) if hello.session else None
+            if session is None:
+                session = await self._begin(hello, namespace)
+            worker = session.worker
+            worker.slots = hello.slots
+            worker.draining = False
+            session.last_sign = time.monotonic()
+            revoked, stops = await self._reconcile(session, hello.holding)
+            if self._closing:
+                raise errors.ShuttingDown
+            session.outbox = outbox
+        return session, revoked, stops
+
+    def _turn(self, session: str) -> asyncio.Lock:
+        """What is done to one session is done one after the other: its streams may come and go at the same time."""
+        lock = self._turns.get(session) if session else None
+        if lock is None:
+            lock = asyncio.Lock()
+            if session:
+                self._turns[session] = lock
+        return lock
 
     def ready(self, session: Session, outbox: Outbox) -> None:
         """The Welcome is on its way: let the worker have work."""
@@ -94,39 +115,50 @@ class Sessions:
     async def _take_over(self, hello: worker_pb2.Hello, namespace: str) -> Session | None:
         """The session that the worker names, wherever its last stream ended; None when it is lost."""
         known = self._sessions.get(hello.session)
-        if known is None:
-            stored = await self._store.get(namespace, hello.driver, hello.session)
-            if stored is None:
-                return None
-            record, revision = stored
-            worker = self._worker(record)
-            worker.held.update(self._engine.unattached.pop(record.id, {}))
-            known = Session(worker, record, revision, None, time.monotonic())
-        worker = known.worker
-        if (worker.namespace, worker.driver) != (namespace, hello.driver):
-            raise errors.SessionMismatch(
-                f"session {hello.session} belongs to driver {worker.driver} in namespace {worker.namespace}"
-            )
-        if known.outbox is not None:
-            known.outbox.close(errors.SessionTakenOver())
-        known.outbox = worker.outbox = None
-        record = self._record(hello, namespace, hello.session, known.record.connect_time)
-        try:
-            revision = await self._store.put(record, known.revision)
-        except Conflict:
-            # Lost, or taken over by another stream, while this one was being read.
-            self._forget(known)
-            return None
-        known.record, known.revision = record, revision
+        while True:
+            if known is None:
+                stored = await self._store.get(namespace, hello.driver, hello.session)
+                if stored is None:
+                    return None
+                worker = self._worker(stored[0])
+                worker.held.update(self._engine.unattached.pop(hello.session, {}))
+                known = Session(worker, *stored, None, time.monotonic())
+            worker = known.worker
+            if (worker.namespace, worker.driver) != (namespace, hello.driver):
+                raise errors.SessionMismatch(
+                    f"session {hello.session} belongs to driver {worker.driver} in namespace {worker.namespace}"
+                )
+            self._cut(known, errors.SessionTakenOver())
+            record = self._record(hello, namespace, hello.session, known.record.connect_time)
+            try:
+                known.revision = await self._store.put(record, known.revision)
+                break
+            except Conflict:
+                # Another replica has or had it since, or declared it lost: what is stored counts.
+                self._forget(known)
+                known = None
+        known.record = record
         worker.name, worker.sdk = record.worker, record.sdk
         worker.definitions = frozenset(record.definitions)
         worker.labels = dict(record.labels)
-        if hello.session not in self._sessions:
+        if self._sessions.get(hello.session) is not known:
             self._sessions[hello.session] = known
             self._engine.pool.add(worker)
         self._engine.sessions.put(record)
         log.info("worker_reconnected", namespace=namespace, driver=hello.driver, worker=hello.worker, session=record.id)
         return known
+
+    def _cut(self, session: Session, reason: errors.DomainError) -> None:
+        """The session's stream is not the one that counts any more; what it has not sent yet it never will."""
+        session.last_sign = time.monotonic()
+        outbox, session.outbox, session.worker.outbox = session.outbox, None, None
+        if outbox is not None:
+            self._give_back(outbox)
+            outbox.close(reason)
+
+    def _give_back(self, outbox: Outbox) -> None:
+        for assignment in outbox.unsent():
+            self._engine.not_received(assignment.token)
 
     def _record(
         self, hello: worker_pb2.Hello, namespace: str, session: str, connect_time: int
@@ -160,38 +192,55 @@ class Sessions:
             connect_time=record.connect_time,
         )
 
-    async def _reconcile(self, session: Session, holding: Sequence[worker_pb2.Holding]) -> list[worker_pb2.Holding]:
+    async def _reconcile(
+        self, session: Session, holding: Sequence[worker_pb2.Holding]
+    ) -> tuple[list[worker_pb2.Holding], list[worker_pb2.Cancellation]]:
         """Bring what the worker holds and what is stored together: what it holds it keeps, the rest is given out."""
         worker, pool = session.worker, self._engine.pool
         revoked: list[worker_pb2.Holding] = []
-        named = {held.token for held in holding}
+        stops: list[worker_pb2.Cancellation] = []
         for held in holding:
-            if held.token in worker.held:
-                continue
-            index = await self._current(worker, held)
-            if index < 0:
+            current = await self._current(worker, held)
+            if current is None:
                 revoked.append(held)
-            else:
-                pool.hold(worker, held.token, Held(worker.namespace, held.run, index, held.step, held.attempt))
+                if pool.holder(held.token) is worker:
+                    self._engine.relieve(held.token)
+                continue
+            run, record = current
+            index = run.state.plan.index[held.step]
+            pool.hold(worker, held.token, Held(worker.namespace, held.run, index))
+            if record.cancel_sent:
+                # Said once already, but perhaps on a stream that was broken.
+                left = max(0, run.head.cancel_deadline - self._engine.now())
+                message = run.head.cancel_message or run.head.message
+                stops.append(cancellation(held.run, held.step, held.attempt, message, left))
+        named = {held.token for held in holding}
         for token in [token for token in worker.held if token not in named]:
-            self._engine.not_received(worker, token)
-        return revoked
+            self._engine.not_received(token)
+        return revoked, stops
 
-    async def _current(self, worker: Worker, held: worker_pb2.Holding) -> int:
-        """The index of the step whose current attempt this is; -1 when it is none, or another session's."""
-        try:
-            run = await self._engine.run(worker.namespace, held.run)
-        except errors.NotFound:
-            return -1
-        index = run.state.plan.index.get(held.step, -1)
-        record = run.state.steps[index] if index >= 0 else None
-        current = (
-            record is not None
-            and record.state == run_pb2.STEP_STATE_RUNNING
-            and record.token == held.token
-            and record.session == worker.session
-        )
-        return index if current else -1
+    async def _current(
+        self, worker: Worker, held: worker_pb2.Holding
+    ) -> tuple[StoredRun, storage_pb2.StepRecord] | None:
+        """The run and the step whose current attempt this is; None when it is none, or another session's."""
+        if not is_run_id(held.run):
+            return None
+        # What is in hand may be older than what the replica has stored that the worker comes from.
+        for read in (self._engine.run, self._engine.runs.load):
+            try:
+                run = await read(worker.namespace, held.run)
+            except (errors.NotFound, Unreadable):
+                return None
+            index = run.state.plan.index.get(held.step, -1)
+            record = run.state.steps[index] if index >= 0 else None
+            if (
+                record is not None
+                and record.state == run_pb2.STEP_STATE_RUNNING
+                and record.token == held.token
+                and record.session == worker.session
+            ):
+                return run, record
+        return None
 
     def sign_of_life(self, session: Session) -> None:
         """The worker has said something."""
@@ -203,17 +252,21 @@ class Sessions:
         self._engine.pool.freed(session.worker)
         self._engine.pump(session.worker.namespace, session.worker.driver)
 
+    def drain(self, session: Session, outbox: Outbox) -> None:
+        """Nothing more is assigned on this session."""
+        session.worker.draining = True
+        self._give_back(outbox)
+
     async def detach(self, session: Session, outbox: Outbox) -> None:
         """A stream has ended. A worker that has nothing is gone; one that has something may come back for its TTL."""
-        for assignment in outbox.unsent():
-            self._engine.not_received(session.worker, assignment.token)
+        self._give_back(outbox)
         if session.outbox is not outbox:
             return
-        session.outbox = session.worker.outbox = None
-        session.last_sign = time.monotonic()
-        if not session.worker.held and not self._closing:
-            with contextlib.suppress(StoreError):
-                await self._end(session)
+        self._cut(session, errors.ShuttingDown())
+        async with self._turn(session.record.id):
+            if session.idle and not self._closing and self._sessions.get(session.record.id) is session:
+                with contextlib.suppress(StoreError):
+                    await self._end(session)
 
     async def _end(self, session: Session) -> bool:
         """Delete the session from the store, and then from here; False when another replica has it."""
@@ -221,43 +274,77 @@ class Sessions:
         deleted = await self._store.delete(session.record, session.revision)
         if deleted:
             self._engine.sessions.delete(session.record.namespace, session.record.driver, session.record.id)
-        if session.outbox is None or not deleted:
-            self._forget(session)
+        self._forget(session)
         return deleted
 
     def _forget(self, session: Session) -> None:
-        self._sessions.pop(session.record.id, None)
+        if self._sessions.get(session.record.id) is session:
+            del self._sessions[session.record.id]
         self._engine.pool.remove(session.worker)
         self._engine.worker_left(session.worker.namespace, session.worker.driver)
-        if session.outbox is not None:
-            session.outbox.close(errors.SessionTakenOver())
+        self._cut(session, errors.SessionTakenOver())
 
-    def moved(self, record: storage_pb2.SessionRecord) -> None:
+    def moved(self, record: storage_pb2.SessionRecord, revision: int) -> None:
         """The store's watch shows a session; if it is one of ours and another replica has it now, let it go."""
         session = self._sessions.get(record.id)
-        if session is not None and record.replica != self._replica:
+        if session is not None and record.replica != self._replica and revision > session.revision:
             self._forget(session)
 
     async def watch_over(self) -> None:
         """Declare workers lost that give no sign of life for their TTL; for ever."""
+        period = min(0.5, self.ttl / 10)
+        before = time.monotonic()
+        swept = before
         while True:
-            await asyncio.sleep(min(0.5, self.ttl / 10))
+            await asyncio.sleep(period)
             now = time.monotonic()
+            self.forgive(now - before - period)
+            before = now
             for session in [s for s in self._sessions.values() if now - s.last_sign > self.ttl]:
-                try:
-                    await self._lose(session)
-                except StoreError:
-                    log.warning("session_not_ended", session=session.record.id, exc_info=True)
+                await self._guarded(self._lose(session), session.record)
+            if now - swept > self.ttl:
+                swept = now
+                await self.end_strays()
+
+    def forgive(self, stalled: float) -> None:
+        """This process itself was stopped or starved for so many seconds: no worker could be heard meanwhile."""
+        if stalled > self.heartbeat / 2:
+            log.warning("server_was_stalled", seconds=round(stalled, 1))
+            for session in self._sessions.values():
+                session.last_sign += stalled
+
+    async def end_strays(self) -> None:
+        """End sessions that were stored for this process and never came to be: the answer, or the worker, was lost."""
+        horizon = self._engine.now() - int(self.ttl * 1e6)
+        for record in list(self._engine.sessions):
+            if record.replica == self._replica and record.id not in self._sessions and record.update_time < horizon:
+                await self._guarded(self._end_stray(record), record)
+
+    async def _end_stray(self, record: storage_pb2.SessionRecord) -> None:
+        async with self._turn(record.id):
+            stored = await self._store.get(record.namespace, record.driver, record.id)
+            ours = stored is not None and stored[0].replica == self._replica
+            if stored is None or (ours and record.id not in self._sessions and await self._store.delete(*stored)):
+                self._engine.sessions.delete(record.namespace, record.driver, record.id)
+
+    async def _guarded(self, work: Awaitable[None], record: storage_pb2.SessionRecord) -> None:
+        try:
+            await work
+        except StoreError as error:
+            log.warning("session_not_ended", session=record.id, error=str(error))
 
     async def _lose(self, session: Session) -> None:
         worker = session.worker
-        runs = {(held.namespace, held.run) for held in worker.held.values()}
-        failpoint("gateway.before_loss")
-        if session.outbox is not None:
-            session.outbox.close(errors.ProtocolViolation("no heartbeat within the session's TTL"))
-            session.outbox = worker.outbox = None
-        if not await self._end(session):
-            return
+        async with self._turn(worker.session):
+            if time.monotonic() - session.last_sign <= self.ttl or self._sessions.get(worker.session) is not session:
+                return  # It came back meanwhile.
+            runs = {(held.namespace, held.run) for held in worker.held.values()}
+            failpoint("gateway.before_loss")
+            last_sign = session.last_sign
+            self._cut(session, errors.ProtocolViolation("no heartbeat within the session's TTL"))
+            session.last_sign = last_sign
+            if not await self._end(session):
+                return
         failpoint("gateway.after_loss")
         log.warning(
             "worker_lost", namespace=worker.namespace, driver=worker.driver, worker=worker.name, session=worker.session

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+import grpc
 import structlog
 
 from conveyor.core import errors, limits
 from conveyor.engine.loop import Engine
 from conveyor.engine.results import result_event
+from conveyor.engine.workers import Worker
 from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.outbox import Outbox
 from conveyor.gateway.sessions import Session, Sessions
 from conveyor.logs.errors import LogsUnavailable
+from conveyor.state.ids import is_run_id
+from conveyor.state.runs import Unreadable
 from conveyor.store.failpoints import failpoint
 from conveyor.v1 import log_pb2, result_pb2, worker_pb2, worker_service_pb2
 
@@ -34,8 +37,11 @@ async def answer(engine: Engine, namespace: str, report: result_pb2.ResultReport
         ack.message = str(error)
         return ack
     try:
+        if not is_run_id(report.run):
+            raise errors.NotFound(f"{report.run[:64]!r} is not the id of a run")
         decision = await engine.handle(namespace, report.run, event)
-    except errors.NotFound as error:
+    except (errors.NotFound, Unreadable) as error:
+        # A run that cannot be read is put aside: for its workers it is gone.
         ack.disposition = result_pb2.DISPOSITION_NOT_FOUND
         ack.message = error.message
         return ack
@@ -55,6 +61,7 @@ class WorkStream:
         self._logs = logs
         self._outbox = Outbox()
         self._logs_stored: asyncio.Task[None] | None = None
+        self._under_way = 0
 
     async def converse(
         self,
@@ -64,8 +71,10 @@ class WorkStream:
     ) -> AsyncIterator[worker_service_pb2.WorkResponse]:
         """What the worker is to be sent, until its stream ends. Raises the reason why the server ends it."""
         outbox = self._outbox
-        session, revoked = await self._sessions.attach(hello, namespace, outbox)
+        session, revoked, stops = await self._sessions.attach(hello, namespace, outbox)
         outbox.send(self._welcome(session, revoked))
+        for told in stops:
+            outbox.stop(told)
         self._sessions.ready(session, outbox)
         listening = asyncio.create_task(self._listen(session, requests))
         ticking = asyncio.create_task(self._tick())
@@ -75,10 +84,8 @@ class WorkStream:
             if outbox.closed is not None and not isinstance(outbox.closed, _WorkerLeft):
                 raise outbox.closed
         finally:
-            for task in (listening, ticking):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            listening.cancel()
+            ticking.cancel()
             # What this stream began must come to its end even if it was cancelled itself.
             await asyncio.shield(self._engine.spawn(self._sessions.detach(session, outbox)))
 
@@ -97,7 +104,7 @@ class WorkStream:
             await asyncio.sleep(self._sessions.heartbeat)
             tick = worker_pb2.Tick()
             tick.time.FromMicroseconds(self._engine.now())
-            self._outbox.send(worker_service_pb2.WorkResponse(tick=tick))
+            self._outbox.tick(tick)
 
     async def _listen(self, session: Session, requests: AsyncIterator[worker_service_pb2.WorkRequest]) -> None:
         reason: errors.DomainError = _WorkerLeft()
@@ -105,8 +112,14 @@ class WorkStream:
             async for request in requests:
                 self._sessions.sign_of_life(session)
                 self._take(session, request)
+                await self._outbox.room(self._under_way)
         except errors.DomainError as error:
             reason = error
+        except grpc.RpcError as error:
+            log.debug("stream_broken", session=session.record.id, error=str(error))
+        except Exception as error:  # whatever it is: the stream ends, with its session in order
+            log.error("stream_failed", session=session.record.id, exc_info=error)
+            reason = errors.InternalError()
         finally:
             self._outbox.close(reason)
 
@@ -115,38 +128,43 @@ class WorkStream:
         if request.logs:
             self._logs_stored = self._engine.spawn(self._store_logs(session, request.logs, self._logs_stored))
         for report in request.results:
+            self._under_way += 1
             self._engine.spawn(self._answer(session, report, self._logs_stored))
         if request.HasField("heartbeat") and request.heartbeat.slots not in (0, session.worker.slots):
             if request.heartbeat.slots > MAX_SLOTS:
                 raise errors.ProtocolViolation(f"slots must be from 1 to {MAX_SLOTS}")
             self._sessions.resize(session, request.heartbeat.slots)
         if request.HasField("drain"):
-            session.worker.draining = True
+            self._sessions.drain(session, self._outbox)
             self._outbox.send(worker_service_pb2.WorkResponse(drained=worker_pb2.Drained()))
         if request.HasField("hello"):
             raise errors.ProtocolViolation("Hello may be said only once on a stream")
 
     async def _answer(self, session: Session, report: result_pb2.ResultReport, logs: asyncio.Task[None] | None) -> None:
-        if logs is not None and not logs.done():
-            await asyncio.wait([logs], timeout=LOGS_BEFORE_RESULT)
         worker = session.worker
+        try:
+            if logs is not None and not logs.done():
+                await asyncio.wait([logs], timeout=LOGS_BEFORE_RESULT)
+            ack = await self._ack(worker, report)
+        finally:
+            self._under_way -= 1
+            # The worker has done with it, whatever became of the result.
+            if self._engine.pool.holder(report.token) is worker:
+                self._engine.relieve(report.token)
+        # The stream that it came on may have been followed by another one.
+        if session.outbox is not None:
+            session.outbox.ack(ack)
+
+    async def _ack(self, worker: Worker, report: result_pb2.ResultReport) -> result_pb2.ResultAck:
         if report.driver and report.driver != worker.driver:
-            ack = result_pb2.ResultAck(
+            return result_pb2.ResultAck(
                 run=report.run,
                 step=report.step,
                 attempt=report.attempt,
                 disposition=result_pb2.DISPOSITION_INVALID,
                 message=f"this stream is of driver {worker.driver}, the result of {report.driver}",
             )
-        else:
-            ack = await answer(self._engine, worker.namespace, report, worker.driver)
-        # The worker has done with it, whatever became of the result.
-        if self._engine.pool.holder(report.token) is worker:
-            self._engine.relieve(report.token)
-        if session.outbox is self._outbox:
-            self._outbox.ack(ack)
-        elif session.outbox is not None:
-            session.outbox.ack(ack)
+        return await answer(self._engine, worker.namespace, report, worker.driver)
 
     async def _store_logs(
         self, session: Session, lines: Sequence[log_pb2.LogLine], before: asyncio.Task[None] | None

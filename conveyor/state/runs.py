@@ -7,6 +7,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import structlog
+from google.protobuf.message import DecodeError
+
 from conveyor.core import errors
 from conveyor.core.model import Decision, RunState, new_run
 from conveyor.core.plan import Plan, compile_plan
@@ -15,9 +18,15 @@ from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Guard, KeyValue, Put, Store
 from conveyor.v1 import pipeline_pb2, resource_pb2
 
+log = structlog.get_logger("conveyor.state")
+
 _PLANS_KEPT = 1024
 _READS_AT_ONCE = 64
 _DELETES_AT_ONCE = 80
+
+
+class Unreadable(errors.InternalError):
+    """What is stored of the run cannot be read."""
 
 
 @dataclass(slots=True)
@@ -126,8 +135,17 @@ class Runs:
         )
         return run.moved(decision.state, revision)
 
+    async def is_current(self, run: StoredRun) -> bool:
+        """Whether the store still holds the run as it is here."""
+        kv = await self._store.get(keys.head(run.head.namespace, run.head.id))
+        return kv is not None and kv.mod_revision == run.revision
+
+    async def session_exists(self, namespace: str, driver: str, session: str) -> bool:
+        """Whether the worker that has a step is known, to whichever server."""
+        return await self._store.get(keys.session(namespace, driver, session)) is not None
+
     async def load(self, namespace: str, run_id: str) -> StoredRun:
-        """The run with all its steps. Raises errors.NotFound."""
+        """The run with all its steps. Raises errors.NotFound, and Unreadable."""
         while True:
             head_kv, spec_kv = await asyncio.gather(
                 self._store.get(keys.head(namespace, run_id)), self._store.get(keys.spec(namespace, run_id))
@@ -140,10 +158,14 @@ class Runs:
                 return self._decode(head_kv, spec_kv.value, [kv.value for kv in listing.items])
 
     def _decode(self, head_kv: KeyValue, spec_value: bytes, step_values: Sequence[bytes]) -> StoredRun:
-        spec = storage_pb2.RunSpec.FromString(spec_value)
-        head = storage_pb2.RunHead.FromString(head_kv.value)
-        records = [*spec.inherited, *(storage_pb2.StepRecord.FromString(value) for value in step_values)]
-        return StoredRun(RunState.of(self.plan(spec.pipeline), head, records), head_kv.mod_revision, spec)
+        try:
+            spec = storage_pb2.RunSpec.FromString(spec_value)
+            head = storage_pb2.RunHead.FromString(head_kv.value)
+            records = [*spec.inherited, *(storage_pb2.StepRecord.FromString(value) for value in step_values)]
+            state = RunState.of(self.plan(spec.pipeline), head, records)
+        except (DecodeError, LookupError, ValueError) as error:
+            raise Unreadable(f"{head_kv.key} cannot be read: {error!r}") from error
+        return StoredRun(state, head_kv.mod_revision, spec)
 
     async def spec(self, namespace: str, run_id: str) -> storage_pb2.RunSpec:
         """The run's snapshot. Raises errors.NotFound."""
@@ -160,14 +182,12 @@ class Runs:
         return storage_pb2.RunHead.FromString(kv.value), kv.mod_revision
 
     async def heads(self, namespace: str, run_ids: Sequence[str]) -> list[tuple[storage_pb2.RunHead, int] | None]:
-        """The heads of several runs, in their order; None for one that is gone."""
+        """The heads of several runs, in their order; None for one that is gone, or that cannot be read."""
         found: list[tuple[storage_pb2.RunHead, int] | None] = []
         for start in range(0, len(run_ids), _READS_AT_ONCE):
             part = run_ids[start : start + _READS_AT_ONCE]
             values = await asyncio.gather(*(self._store.get(keys.head(namespace, run)) for run in part))
-            found += [
-                None if kv is None else (storage_pb2.RunHead.FromString(kv.value), kv.mod_revision) for kv in values
-            ]
+            found += [None if kv is None else _head(kv) for kv in values]
         return found
 
     async def page(self, prefix: str, after: str, limit: int) -> tuple[list[str], bool]:
@@ -211,6 +231,14 @@ class Runs:
             await self._store.commit(guard, (), steps[start : start + _DELETES_AT_ONCE])
         await self._store.commit(guard, (), [keys.head(namespace, run_id), *rest])
         return head
+
+
+def _head(kv: KeyValue) -> tuple[storage_pb2.RunHead, int] | None:
+    try:
+        return storage_pb2.RunHead.FromString(kv.value), kv.mod_revision
+    except DecodeError as error:
+        log.error("record_not_readable", key=kv.key, error=str(error))
+        return None
 
 
 def _changes(decision: Decision) -> list[Put]:

@@ -1,0 +1,110 @@
+"""Who gets a step that is ready: a free worker, a JetStream consumer, or nobody yet, and then why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conveyor.core.model import Claim, Claimed, Decision, Waiting
+from conveyor.core.transitions import apply
+from conveyor.engine.sessions_view import SessionsView
+from conveyor.engine.tickets_port import Tickets
+from conveyor.engine.workers import Held, Pool, Worker
+from conveyor.state.ids import RandomBytes
+from conveyor.state.runs import StoredRun
+from conveyor.v1 import run_pb2
+
+Send = tuple[int, Worker, str]
+"""A step's index, the worker that is to have it, and the token."""
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """What was reserved for a decision that is not stored yet."""
+
+    sends: list[Send] = field(default_factory=list)
+    tickets: list[int] = field(default_factory=list)
+    waits: list[int] = field(default_factory=list)
+
+
+class Dispatcher:
+    """Chooses; nothing here waits."""
+
+    def __init__(self, pool: Pool, sessions: SessionsView, tickets: Tickets | None) -> None:
+        self._pool = pool
+        self._sessions = sessions
+        self.tickets = tickets
+
+    def dispatch(self, run: StoredRun, decision: Decision, now: int) -> tuple[Decision, Dispatch]:
+        """Give what is ready to free workers, to JetStream, or into the row; to be stored with the decision."""
+        dispatch = Dispatch()
+        if not decision.ready:
+            return decision, dispatch
+        state = decision.state
+        head, broadcast = state.head, state.plan.broadcast
+        claims: list[Claim] = []
+        for index in decision.ready:
+            step = state.plan.steps[index]
+            worker = self._pool.reserve(head.namespace, step.driver, head.definition, broadcast)
+            if worker is not None:
+                token = new_token()
+                self._pool.hold(worker, token, Held(head.namespace, head.id, index))
+                claims.append(Claim(index, worker.session, worker.name, token, run_pb2.TRANSPORT_GRPC))
+                dispatch.sends.append((index, worker, token))
+                continue
+            consumer, reason, message = self._consumer(head.namespace, step.driver, head.definition)
+            if consumer:
+                claims.append(Claim(index, consumer, consumer, new_token(), run_pb2.TRANSPORT_JETSTREAM))
+                dispatch.tickets.append(index)
+                continue
+            if not reason:
+                reason, message = self._explain(head.namespace, step.driver, head.definition, broadcast)
+            dispatch.waits.append(index)
+            decision = decision.then(apply(decision.state, Waiting(index, reason, message), now))
+        if claims:
+            decision = decision.then(apply(decision.state, Claimed(tuple(claims)), now))
+        return decision, dispatch
+
+    def _consumer(self, namespace: str, driver: str, definition: str) -> tuple[str, run_pb2.StepReason.ValueType, str]:
+        if self.tickets is None:
+            return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
+        # A driver with gRPC workers gets no tickets: they take over as soon as one is free.
+        if self._pool.workers(namespace, driver):
+            return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
+        return self.tickets.consumer(namespace, driver, definition)
+
+    def _explain(
+        self, namespace: str, driver: str, definition: str, broadcast: bool
+    ) -> tuple[run_pb2.StepReason.ValueType, str]:
+        """Why no worker takes a step now."""
+        # Those that drain, or whose stream is gone, are not going to take it.
+        workers = [w for w in self._pool.workers(namespace, driver) if w.outbox is not None and not w.draining]
+        takers = sum(worker.takes(definition, broadcast) for worker in workers)
+        takers += self._sessions.takers(namespace, driver, definition)
+        if takers:
+            return run_pb2.STEP_REASON_WORKERS_BUSY, f"all workers of driver {driver} are busy ({takers} connected)"
+        if workers:
+            return (
+                run_pb2.STEP_REASON_NO_WORKER,
+                f"no connected worker of driver {driver} takes resources of definition {definition}",
+            )
+        return run_pb2.STEP_REASON_NO_WORKER, f"no worker of driver {driver} is connected"
+
+    def listeners(self, namespace: str, definition: str) -> list[str]:
+        """The drivers that want broadcasts of the definition, by name."""
+        found = {
+            worker.driver
+            for worker in self._pool
+            if worker.namespace == namespace and worker.outbox is not None and definition in worker.definitions
+        }
+        found.update(self._sessions.listeners(namespace, definition))
+        if self.tickets is not None:
+            found.update(self.tickets.listeners(namespace, definition))
+        return sorted(found)
+
+
+_RANDOM = RandomBytes()
+
+
+def new_token() -> str:
+    """Opaque, and not to be guessed."""
+    return _RANDOM.token()
