@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import chain
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
@@ -48,6 +51,12 @@ Follower = Callable[[Revision | Reset], None]
 """Takes each revision in order; must not wait or raise."""
 
 
+def run_of(key: str) -> RunKey:
+    """Namespace and id of the run that a key below keys.RUNS belongs to."""
+    namespace, _, rest = key[len(keys.RUNS) :].partition("/")
+    return namespace, rest.partition("/")[0]
+
+
 def decode(changes: Changes) -> Revision:
     """The runs that a revision changed. A record that cannot be read is left out and logged."""
     runs: dict[RunKey, RunDelta] = {}
@@ -64,7 +73,7 @@ def decode(changes: Changes) -> Revision:
                 delta.steps.append(storage_pb2.StepRecord.FromString(change.value))
             else:
                 delta.head = storage_pb2.RunHead.FromString(change.value)
-        except ValueError as error:
+        except (DecodeError, ValueError) as error:
             log.error("record_not_readable", key=change.key, error=str(error))
     return Revision(changes.revision, runs)
 
@@ -75,6 +84,7 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._followers: set[Follower] = set()
+        self._run_followers: dict[RunKey, set[Follower]] = {}
         self._raw_followers: set[Callable[[Changes], None]] = set()
         self._history: deque[Changes] = deque(maxlen=_HISTORY)
         self._start = 0
@@ -94,8 +104,9 @@ class Feed:
         """Follow the store for ever."""
         while True:
             try:
-                async for item in self._store.watch(keys.RUNS, self.revision):
-                    self._take(item)
+                async with aclosing(self._store.watch(keys.RUNS, self.revision)) as items:
+                    async for item in items:
+                        self._take(item)
             except StoreError as error:
                 log.warning("watch_interrupted", error=str(error))
                 await asyncio.sleep(0.5)
@@ -105,26 +116,40 @@ class Feed:
         if isinstance(item, Reset):
             self._history.clear()
             self._start = item.revision
-            for follower in list(self._followers):
+            for follower in [*self._followers, *chain.from_iterable(self._run_followers.values())]:
                 follower(item)
         else:
             self._history.append(item)
             for raw in self._raw_followers:
                 raw(item)
             # Decoding is for those who look at it: without subscribers a revision costs next to nothing.
-            if self._followers:
+            if self._followers or self._followed(item):
                 revision = decode(item)
                 for follower in list(self._followers):
                     follower(revision)
+                for key in revision.runs:
+                    for follower in list(self._run_followers.get(key, ())):
+                        follower(revision)
         self._advanced.set()
 
-    def follow(self, follower: Follower) -> None:
-        """From now on `follower` gets every revision."""
-        self._followers.add(follower)
+    def _followed(self, changes: Changes) -> bool:
+        """Whether anybody follows one of the runs that changed."""
+        return bool(self._run_followers) and any(
+            run_of(change.key) in self._run_followers for change in changes.changes
+        )
 
-    def leave(self, follower: Follower) -> None:
+    def follow(self, follower: Follower, run: RunKey | None = None) -> None:
+        """From now on `follower` gets every revision, or those that concern one run, whatever else they concern."""
+        (self._followers if run is None else self._run_followers.setdefault(run, set())).add(follower)
+
+    def leave(self, follower: Follower, run: RunKey | None = None) -> None:
         """`follower` gets no more."""
-        self._followers.discard(follower)
+        if run is None:
+            self._followers.discard(follower)
+        elif (followers := self._run_followers.get(run)) is not None:
+            followers.discard(follower)
+            if not followers:
+                del self._run_followers[run]
 
     def follow_raw(self, follower: Callable[[Changes], None]) -> None:
         """As `follow`, before decoding."""

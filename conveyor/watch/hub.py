@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from conveyor.core import errors
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.state.runs import Runs
 from conveyor.state.views import basic_run, full_run, step_run
@@ -14,7 +15,7 @@ from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Reset
 from conveyor.v1 import pipeline_pb2, run_pb2, run_service_pb2
 from conveyor.watch import cursor as cursors
-from conveyor.watch.feed import Feed, RunDelta
+from conveyor.watch.feed import Feed, RunDelta, RunKey
 from conveyor.watch.subscription import Subscription
 
 HEARTBEAT = 15.0
@@ -82,8 +83,9 @@ class Hub:
         """
         position = cursors.parse(cursor) if cursor else None
         key = (namespace, run_id)
-        with self._subscribed(lambda delta: (delta.namespace, delta.run) == key) as subscription:
+        with self._subscribed(lambda delta: (delta.namespace, delta.run) == key, key) as subscription:
             run = await self._runs.load(namespace, run_id)
+            self._keep(key, run.spec.pipeline)
             seen = self._resumable(position, run.revision)
             if seen < 0:
                 if position is not None:
@@ -109,6 +111,7 @@ class Hub:
         while True:
             item = await subscription.next(HEARTBEAT)
             if item is None:
+                seen = max(seen, self._feed.revision)
                 yield run_service_pb2.WatchRunResponse(heartbeat=self._heartbeat(), cursor=self._cursor(seen)), False
                 continue
             if isinstance(item, Reset):
@@ -166,9 +169,12 @@ class Hub:
                 async for response in self._snapshot(wanted, seen, known):
                     yield response
                 shown.update(known)
+            newest_known = max(known.values(), default=0)
             while True:
                 item = await subscription.next(HEARTBEAT)
                 if item is None:
+                    # Nothing waits: all that the feed has seen was of no interest. Who resumes need not go through it.
+                    seen = max(seen, self._feed.revision)
                     yield run_service_pb2.WatchRunsResponse(heartbeat=self._heartbeat(), cursor=self._cursor(seen))
                     continue
                 if isinstance(item, Reset):
@@ -178,13 +184,15 @@ class Hub:
                     async for response in self._snapshot(wanted, seen, known):
                         yield response
                     shown = set(known)
+                    newest_known = max(known.values(), default=0)
                     continue
                 revision, deltas = item
+                # Each by its own revision: merged ones may be older than what the snapshot has shown of their runs.
+                fresh = [pair for pair in deltas if pair[0].revision > max(seen, known.get(pair[0].run, 0))]
                 if revision <= seen:
                     continue
                 seen = revision
-                fresh = [(delta, skipped) for delta, skipped in deltas if known.get(delta.run, 0) < revision]
-                if known and revision >= max(known.values()):
+                if revision >= newest_known:
                     known.clear()
                 messages = await self._many(wanted, fresh, shown)
                 if messages:
@@ -243,16 +251,17 @@ class Hub:
     # Common
 
     @contextlib.contextmanager
-    def _subscribed(self, wanted: Callable[[RunDelta], bool]) -> Iterator[Subscription]:
+    def _subscribed(self, wanted: Callable[[RunDelta], bool], run: RunKey | None = None) -> Iterator[Subscription]:
         """A subscription that the feed serves from before anything is read."""
         subscription = Subscription(wanted)
-        self._feed.follow(subscription.take)
+        take = subscription.take
+        self._feed.follow(take, run)
         self._open.add(subscription)
         try:
             yield subscription
         finally:
             self._open.discard(subscription)
-            self._feed.leave(subscription.take)
+            self._feed.leave(take, run)
 
     def _resumable(self, position: tuple[str, int] | None, current: int) -> int:
         """The revision to go on from, or -1 when it takes a snapshot."""
@@ -273,15 +282,9 @@ class Hub:
             head = delta.head
             view = run_pb2.RunChange(run=basic_run(head, delta.revision))
             if delta.steps:
-                pipeline = await self._pipeline(delta.namespace, delta.run)
-                steps = [*pipeline.steps, *pipeline.finally_steps]
-                index = {step.id: i for i, step in enumerate(steps)}
-                for record in delta.steps:
-                    i = index[record.step]
-                    is_finally = i >= len(pipeline.steps)
-                    view.steps.append(
-                        step_run(head.id, steps[i], is_finally, head.step_states[i], head.step_reasons[i], record)
-                    )
+                with contextlib.suppress(errors.NotFound):  # deleted since: the run's states are in its head
+                    pipeline = await self._pipeline(delta.namespace, delta.run)
+                    view.steps.extend(_steps(pipeline, head, delta.steps))
             delta.view = view
         change = delta.view or run_pb2.RunChange()
         if skipped:
@@ -296,10 +299,13 @@ class Hub:
         pipeline = self._pipelines.get(key)
         if pipeline is None:
             pipeline = (await self._runs.spec(namespace, run_id)).pipeline
-            self._pipelines[key] = pipeline
-            if len(self._pipelines) > _PIPELINES_KEPT:
-                self._pipelines.popitem(last=False)
+            self._keep(key, pipeline)
         return pipeline
+
+    def _keep(self, key: RunKey, pipeline: pipeline_pb2.Pipeline) -> None:
+        self._pipelines[key] = pipeline
+        if len(self._pipelines) > _PIPELINES_KEPT:
+            self._pipelines.popitem(last=False)
 
     def _cursor(self, revision: int) -> str:
         return cursors.encode(self._feed.epoch, revision)
@@ -308,6 +314,19 @@ class Hub:
         heartbeat = run_pb2.WatchHeartbeat()
         heartbeat.time.FromMicroseconds(self._now())
         return heartbeat
+
+
+def _steps(
+    pipeline: pipeline_pb2.Pipeline, head: storage_pb2.RunHead, records: Iterable[storage_pb2.StepRecord]
+) -> Iterator[run_pb2.StepRun]:
+    steps = [*pipeline.steps, *pipeline.finally_steps]
+    index = {step.id: i for i, step in enumerate(steps)}
+    for record in records:
+        i = index.get(record.step, len(steps))
+        # One record that makes no sense must not end the watches of all other runs.
+        if i < min(len(steps), len(head.step_states), len(head.step_reasons)):
+            is_finally = i >= len(pipeline.steps)
+            yield step_run(head.id, steps[i], is_finally, head.step_states[i], head.step_reasons[i], record)
 
 
 def _reset_message() -> run_pb2.WatchReset:

@@ -81,7 +81,8 @@ class Subscription:
                     self._something.clear()
                     await self._something.wait()
         except TimeoutError:
-            return None
+            if not (self._queue or self._merged or self._reset):
+                return None
         if self._reset is not None:
             reset, self._reset = self._reset, None
             return reset
