@@ -268,10 +268,12 @@ class NatsChild:
 
     def _clean(self) -> None:
         """Blocks. The url stays in its file: the next start tries for the same port."""
+        if self._lock is None:
+            # Whatever is there is another server's.
+            return
         self._pid_file.unlink(missing_ok=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        os.close(self._lock)
+        self._lock = None
 
 
 def _write(path: Path, text: str) -> None:
