@@ -252,6 +252,19 @@ async def test_a_driver_waits_for_broker_and_streams(broker: NatsServer) -> None
             assert (await engine.results.get()).run == "run-1"
 
 
+async def test_a_driver_drains_also_while_the_broker_is_away(broker: NatsServer) -> None:
+    driver = echoing(broker)
+    await asyncio.to_thread(broker.stop)
+    async with serving(driver):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(broker.start)
+    async with engine_on(broker) as engine:
+        async with serving(driver):
+            await engine.until_pulling("compile")
+            await asyncio.to_thread(broker.stop)
+        await asyncio.to_thread(broker.start)
+
+
 async def test_a_result_that_the_broker_does_not_take_fails_the_step(tmp_path: Path) -> None:
     small = NatsServer(tmp_path / "small", max_payload=1 << 20).start()
     driver = Driver("compile", transport="jetstream", nats=small.url)

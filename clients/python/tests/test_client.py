@@ -250,6 +250,13 @@ async def test_a_server_that_goes_away_is_left_for_another(serve):
     assert (len(first.requests), len(second.requests)) == (1, 1)
 
 
+async def test_what_never_left_goes_to_the_next_address_whatever_it_is(serve):
+    server = FlakyRuns(0)
+    async with serve(server.register) as address, Client([unused_address(), address]) as client:
+        assert (await client.runs.delete("r1")).id == "r1"
+    assert len(server.requests) == 1
+
+
 async def test_nobody_there_names_the_address_and_what_to_do():
     address = unused_address()
     async with Client(address) as client:

@@ -424,6 +424,22 @@ async def test_results_wait_for_the_lines_before_them(work_server, assignment):
         assert all(request.ByteSize() < 3_000_000 for request in stream.requests)
 
 
+async def test_no_message_is_larger_than_the_server_takes(work_server, assignment):
+    driver = Driver("build", slots=4)
+
+    @driver.reconcile
+    def reconcile(job: Job) -> dict:
+        for _ in range(1000):
+            job.log("荷" * 1000)
+        return {"output": "x" * 3_500_000}
+
+    async with work_server() as server, serving(driver, server) as stream:
+        stream.send(assignments=[assignment(f"run-{number}") for number in range(4)])
+        await stream.until(lambda s: len(s.results) == 4)
+        assert len(stream.lines) == 4000
+        assert max(request.ByteSize() for request in stream.requests) < 4 << 20
+
+
 async def test_a_drained_driver_ends_what_runs_and_takes_no_more(work_server, assignment):
     release, started = asyncio.Event(), asyncio.Event()
     driver = Driver("build")

@@ -20,6 +20,7 @@ RequestT = TypeVar("RequestT", bound=Message)
 AnswerT = TypeVar("AnswerT")
 
 _MESSAGE_BYTES = 64 * 1024 * 1024
+_CONNECT = "failed to connect"
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -115,7 +116,8 @@ class Connection:
         """Send a request to `method`, which is asked for anew at each attempt, and return the answer. Raises ApiError.
 
         A call that only reads, or that carries a request id, is repeated while the answer is UNAVAILABLE: at once on
-        each other address, then with a growing wait, for a few seconds in all.
+        each other address, then with a growing wait, for a few seconds in all. So is one that never left, because
+        nobody could be connected to.
         """
         repeatable = _is_repeatable(request)
         deadline = time.monotonic() + self.timeout
@@ -128,10 +130,11 @@ class Connection:
                 return await method()(request, timeout=deadline - time.monotonic())
             except grpc.aio.AioRpcError as error:
                 failure = api_error(error, address)
+                never_sent = _CONNECT in (error.details() or "")
             if not isinstance(failure, Unavailable):
                 raise failure
             self.failed(address)
-            if not repeatable:
+            if not repeatable and not never_sent:
                 raise failure
             if untried:
                 untried -= 1

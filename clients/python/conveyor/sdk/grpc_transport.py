@@ -301,13 +301,18 @@ class GrpcTransport:
         lines = self._logs.take(_MESSAGE_BYTES)
         request = WorkRequest(logs=lines)
         said = bool(lines)
-        budget = _MESSAGE_BYTES
         unsent, sent = self._unsent, self._logs.sent
-        while unsent and (unsent[0][0] <= sent or self._logs.stalled) and budget > 0:
-            report = unsent.popleft()[1]
-            budget -= report.ByteSize()
-            request.results.append(report)
-            said = True
+        if unsent:
+            budget = _MESSAGE_BYTES - request.ByteSize()
+            while unsent and (unsent[0][0] <= sent or self._logs.stalled):
+                report = unsent[0][1]
+                budget -= report.ByteSize()
+                # One that is larger than all that is usual goes alone.
+                if budget < 0 and said:
+                    break
+                unsent.popleft()
+                request.results.append(report)
+                said = True
         if self._heartbeat_due:
             self._heartbeat_due = False
             request.heartbeat.SetInParent()

@@ -41,6 +41,8 @@ _IN_PROGRESS_EVERY = 10.0
 _PUBLISH_WITHIN = 5.0
 # After so long a result goes out although its log lines do not: the stream of the logs may be away alone.
 _LOGS_WITHIN = 10.0
+# After the last job, a drained worker waits at most so long for the broker to take its results.
+_FLUSHED_WITHIN = 30.0
 _LOG_BYTES = 128 * 1024
 _REMEMBERED = 4096
 
@@ -156,10 +158,19 @@ class JetStreamTransport:
             await asyncio.sleep(backoff.next())
 
     async def _until_finished(self) -> None:
+        idle_since: float | None = None
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._draining.is_set() and not self._tickets and not self._tasks:
+            if not self._draining.is_set() or self._runner.jobs:
+                continue
+            if not self._tickets and not self._tasks:
+                return
+            if idle_since is None:
+                idle_since = self._loop.time()
+                self._loop.call_later(_FLUSHED_WITHIN, self._changed.set)
+            elif self._loop.time() - idle_since >= _FLUSHED_WITHIN:
+                _log.warning("the broker did not take the last results; their tickets go to other workers")
                 return
 
     async def _close(self) -> None:
@@ -171,7 +182,9 @@ class JetStreamTransport:
                 for _, message in self._tickets.values():
                     await message.nak()
                 await self._client.flush(2)
-        await self._client.close()
+        # What it could not send any more to a broker that is gone is no error now.
+        with suppress(OSError):
+            await self._client.close()
 
     def _free(self) -> int:
         return 0 if self._draining.is_set() else self._options.slots - len(self._tickets)
@@ -289,6 +302,8 @@ class JetStreamTransport:
         """Tell the broker that work goes on, so that it gives it to nobody else."""
         while True:
             await asyncio.sleep(_IN_PROGRESS_EVERY)
+            if not self._client.is_connected:
+                continue
             for _, message in list(self._tickets.values()):
                 with suppress(nats.errors.Error):
                     await message.in_progress()
@@ -347,7 +362,9 @@ async def _first(bodies: list[Coroutine[Any, Any, None]]) -> None:
 
 async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
     """Cancel tasks and wait for their end."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        # Once more after a while: before Python 3.12 a connection that is refused at the same moment swallows it.
+        _, left = await asyncio.wait(left, timeout=1.0)

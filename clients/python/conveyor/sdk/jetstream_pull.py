@@ -89,7 +89,7 @@ class Puller:
                 finally:
                     timer.cancel()
         finally:
-            if not self._client.is_closed:
+            if self._client.is_connected:
                 await subscription.unsubscribe()
 
     async def _ask(self, count: int, now: float) -> None:

@@ -145,7 +145,7 @@ class Job:
 
     def log(self, message: str, *args: object) -> None:
         """Write a line into the run's log; `args` are put into `message` by `%`. From any thread."""
-        self._log.write(message % args if args else message)
+        self._log.write(message % args if args else str(message))
 
     @cached_property
     def logger(self) -> logging.Logger:

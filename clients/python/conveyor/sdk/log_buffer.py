@@ -14,7 +14,7 @@ from conveyor.v1.log_pb2 import LogLine, LogStream
 AttemptKey = tuple[str, str, int]
 """Run, step and attempt."""
 
-_LINE_OVERHEAD = 128
+_LINE_OVERHEAD = 16
 _PROBE_BYTES = 64 * 1024
 
 
@@ -235,7 +235,7 @@ class JobLog:
 
 
 def _size(line: LogLine) -> int:
-    return len(line.text) + _LINE_OVERHEAD
+    return line.ByteSize() + _LINE_OVERHEAD
 
 
 def _lost(count: int) -> str:
