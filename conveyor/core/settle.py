@@ -22,7 +22,7 @@ def settle(draft: Draft) -> None:
             _fail_fast(draft)
         if draft.candidates:
             _judge_candidates(draft)
-    if draft.open_main or draft.more:
+    if draft.open_main:
         return
     if draft.open_finally:
         _settle_finally_steps(draft)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_RECORDS
@@ -96,7 +98,12 @@ class Run:
     def send(self, event: Event, jitter: float = 0.5) -> Decision:
         """Apply one event, once, and check what must always hold."""
         before = self.state
+        frozen = before
+        if len(self.plan.steps) < 20:
+            head, steps, needs = copy.deepcopy((before.head, before.steps, before.open_needs))
+            frozen = replace(before, head=head, steps=steps, open_needs=needs)
         decision = apply(before, event, self.now, jitter)
+        assert before == frozen, "the old state was changed"
         self.state = decision.state
         if decision.dirty:
             self.commits += 1

@@ -272,3 +272,26 @@ def test_nothing_starts_between_the_commits_of_a_cancel() -> None:
     assert run.step("s98") == "CANCELLED RUN_CANCELLED"
     run.tick()
     assert run.run == "CANCELLED CANCEL_REQUESTED"
+
+
+def test_no_finally_step_starts_between_the_commits_of_a_forced_cancel() -> None:
+    run = Run(pipeline(step("a"), finally_steps=[step(f"f{i}") for i in range(100)]))
+    run.start()
+    run.report("a")
+    assert run.send(CancelRequested("", GRACE, force=True)).more
+    assert run.step("f99") == "QUEUED"
+    claim = Claim(100, "session", "worker", "t", run_pb2.TRANSPORT_GRPC)
+    assert not run.send(Claimed((claim,))).dirty
+    run.tick()
+    assert run.run == "CANCELLED CANCEL_REQUESTED"
+
+
+def test_grace_is_what_is_left_of_it() -> None:
+    run = Run(pipeline(*(step(f"s{i}") for i in range(100)), graph=True))
+    run.start()
+    for index in range(100):
+        run.claim(f"s{index}")
+    assert {stop.grace for stop in run.send(CancelRequested("", GRACE)).stops} == {GRACE}
+    run.now += GRACE + SECOND
+    assert {stop.grace for decision in run.apply(Tick()) for stop in decision.stops} == {0}
+    assert run.run == "CANCELLED CANCEL_REQUESTED"

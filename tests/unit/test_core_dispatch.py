@@ -220,7 +220,7 @@ def test_backoff() -> None:
     plan = RetryPlan(max_attempts=9, initial=2 * SECOND, maximum=10 * SECOND, multiplier=2, jitter=0.5)
     assert [plan.backoff(n, 0.5) / SECOND for n in range(1, 6)] == [2, 4, 8, 10, 10]
     assert [plan.backoff(1, place) / SECOND for place in (0, 0.25, 1)] == [1, 1.5, 3]
-    assert RetryPlan(multiplier=100).backoff(100_000, 0.5) == 60 * SECOND
+    assert RetryPlan(multiplier=100.0).backoff(100_000, 0.5) == 60 * SECOND
     assert RetryPlan(initial=0).backoff(3, 1) == 0
 
 
@@ -254,7 +254,9 @@ def test_timeout_is_per_attempt() -> None:
         assert decision.freed == (token,)
         if number < 3:
             assert run.step("a") == "RETRYING TIMED_OUT"
+            assert run.record("a").message == f"attempt {number} took longer than 2 s"
             run.tick(run.timer)
+            assert run.record("a").message == ""
     assert run.step("a") == "FAILED TIMED_OUT"
     assert run.record("a").message == "attempt 3 took longer than 2 s"
 

@@ -346,6 +346,7 @@ def test_cancel_while_finally_steps_run_leaves_them_alone() -> None:
 
 
 def test_inputs() -> None:
+    assert compile_plan(pipeline(step("b", "a", "a"), step("a"), graph=True)).steps[0].needs == (1,)
     plan = compile_plan(pipeline(step("a"), step("b"), step("c"), finally_steps=[step("f")]))
     assert [list(plan.inputs(i)) for i in range(4)] == [[], [0], [0, 1], [0, 1, 2]]
     graph = pipeline(step("d", "b", "c"), step("a"), step("b", "a"), step("c"), finally_steps=[step("f")], graph=True)
@@ -368,6 +369,7 @@ def test_retry_starts_from_the_failed_step() -> None:
     kept = inheritable(first.state)
     assert [record.step for record in kept] == ["a", "b"]
     assert kept[0].result.data == b"image"
+    assert [attempt.number for attempt in kept[0].attempts] == [2]
     assert (kept[0].start_time, kept[0].end_time) == (first.record("a").start_time, first.record("a").end_time)
     second = Run(chain, kept)
     assert second.start()[0].ready == (2,)

@@ -50,6 +50,7 @@ def test_result_after_the_end_is_kept_and_changes_nothing() -> None:
     run.tick(5)
     assert run.run == "FAILED STEP_FAILED"
     head = run.state.head
+    run.now += SECOND
     assert said(run, late) == "RUN_FINISHED"
     assert run.state.head == head
     kept = run.record("a").attempts[0].late_results
