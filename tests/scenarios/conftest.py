@@ -1,0 +1,58 @@
+"""Servers that tests share: one on SQLite, one on etcd, each with its own broker. Tests keep to their namespace."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.belt import Belt, Site
+from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.nats import NatsServer
+from tests.support.server import ConveyorServer
+
+
+@pytest.fixture(scope="session")
+def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """`conveyor server dev` on a broker."""
+    directory = tmp_path_factory.mktemp("sqlite")
+    nats = NatsServer(directory / "nats").start()
+    server = ConveyorServer(directory / "server", ["--nats", nats.url]).start()
+    yield Site(server, nats)
+    server.kill()
+    nats.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """The newest etcd that is here."""
+    etcd = Etcd(binary(VERSIONS[-1]), tmp_path_factory.mktemp("etcd"))
+    etcd.start()
+    yield etcd
+    etcd.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd_site(tmp_path_factory: pytest.TempPathFactory, etcd_server: Etcd) -> Iterator[Site]:
+    """`conveyor server start` on etcd and a broker."""
+    directory = tmp_path_factory.mktemp("production")
+    nats = NatsServer(directory / "nats").start()
+    server = ConveyorServer(directory / "server", ["--etcd", etcd_server.url, "--nats", nats.url], mode="start").start()
+    yield Site(server, nats, etcd_server)
+    server.kill()
+    nats.stop()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    """The shared server on SQLite, or the one that `on_both_stores` names."""
+    found: Site = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_site")
+    return found
+
+
+@pytest.fixture
+async def belt(site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
+    """A namespace of the shared server for this test alone."""
+    async with Belt(site, tmp_path) as belt:
+        yield belt
