@@ -42,7 +42,7 @@ def broker(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 def server(tmp_path: Path, broker: NatsServer) -> Iterator[ConveyorServer]:
-    server = ConveyorServer(tmp_path / "server", ["--nats", broker.url]).start()
+    server = ConveyorServer(tmp_path / "server", ["--nats", broker.url, "--session-ttl", "3s"]).start()
     yield server
     server.kill()
 
@@ -292,7 +292,7 @@ async def test_all_runs_are_watched_over_a_restart(server: ConveyorServer) -> No
 
 
 async def test_a_fallen_worker_is_replaced_by_another(server: ConveyorServer) -> None:
-    """The worker that is cut off gives its attempt up; it is retried elsewhere and counted once."""
+    """What a worker gives up as it drains is retried elsewhere, on a budget of its own."""
     first_started, done = asyncio.Event(), asyncio.Event()
 
     async def hanging(job: Job) -> None:
@@ -318,3 +318,6 @@ async def test_a_fallen_worker_is_replaced_by_another(server: ConveyorServer) ->
         assert done.is_set()
         assert ended.state == RunState.RUN_STATE_SUCCEEDED
         assert from_struct(ended.steps[0].result.data) == {"worker": "second"}
+        lost, counted = ended.steps[0].attempts
+        assert (lost.worker, lost.reason) == ("first", StepReason.STEP_REASON_WORKER_LOST)
+        assert counted.worker == "second"

@@ -25,6 +25,7 @@ from conveyor.sdk import (
     Unimplemented,
     Violation,
 )
+from conveyor.sdk.status import api_error
 from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.driver_service_pb2 import ListDriversResponse
@@ -324,3 +325,44 @@ async def test_each_code_has_its_exception(serve, refuse, code, kind):
     assert type(error) is kind
     assert (error.code, error.reason, error.message, error.request_id) == (code.name, "CYCLE", "no, thanks", "id-1")
     assert error.violations == (Violation("steps[0].needs", "a > b > a"),)
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:7460: Failed to connect to remote "
+            "host: connect: Connection refused (111)",
+            ["cannot reach the server at build.example:7460: Connection refused", "is it running?"],
+        ),
+        (
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:7460: Custom verification "
+            "check failed with error: UNAUTHENTICATED: Hostname Verification Check failed.",
+            ["7460: Custom verification check", "check CONVEYOR_TLS_CA, CONVEYOR_TLS_SERVER_NAME"],
+        ),
+        (
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:7460: Socket closed",
+            ["Socket closed; does it want TLS"],
+        ),
+        ("DNS resolution failed for build.example:7460: Name not found", ["Name not found", "is it running?"]),
+        ("Stream removed (recvmsg:Connection reset by peer)", ["lost the server at build.example:7460: Stream"]),
+        ("", ["no answer"]),
+    ],
+)
+def test_what_grpc_says_becomes_what_to_do(details, words):
+    no_metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, no_metadata, no_metadata, details)
+    message = api_error(error, "build.example:7460").message
+    for word in words:
+        assert word in message
+
+
+def test_a_proxy_is_named(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.delenv("CONVEYOR_NO_PROXY", raising=False)
+    monkeypatch.delenv("grpc_proxy", raising=False)
+    no_metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, no_metadata, no_metadata, "failed to connect")
+    message = api_error(error, "build.example:7460").message
+    assert "through the proxy http://proxy.example:3128" in message
+    assert "CONVEYOR_NO_PROXY=1" in message

@@ -45,6 +45,10 @@ def test_other_machines_are_proxied_unless_switched_off():
     assert proxied("build.example:7460", environment) == "http://proxy:3128"
     assert proxied("build.example:7460", {**environment, "CONVEYOR_NO_PROXY": "1"}) is None
     assert not is_loopback("10.0.0.1:1")
+    for excepted in ("other,.example", "build.example"):
+        assert proxied("build.example:7460", {**environment, "no_proxy": excepted}) is None
+    assert proxied("10.1.2.3:7460", {**environment, "no_proxy": "10.0.0.0/8"}) is None
+    assert proxied("11.1.2.3:7460", {**environment, "no_proxy": "10.0.0.0/8, ,x"}) == "http://proxy:3128"
 
 
 @pytest.mark.parametrize(("text", "on"), [("1", True), ("true", True), ("0", False), ("off", False), ("", False)])

@@ -101,9 +101,26 @@ def is_loopback(address: str) -> bool:
 
 def proxied(address: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """The proxy that gRPC would take for an address; None when it goes there directly."""
-    if is_loopback(address) or flag("CONVEYOR_NO_PROXY", environ):
+    if is_loopback(address) or flag("CONVEYOR_NO_PROXY", environ) or _is_excepted(address, environ):
         return None
     return next((environ[name] for name in _PROXY_VARIABLES if environ.get(name)), None)
+
+
+def _is_excepted(address: str, environ: Mapping[str, str]) -> bool:
+    """Whether no_proxy, which gRPC reads as well, names the host by a suffix or a network."""
+    host = address.rpartition(":")[0].strip("[]").lower()
+    for entry in (environ.get("no_grpc_proxy") or environ.get("no_proxy") or "").lower().split(","):
+        name = entry.strip()
+        if not name:
+            continue
+        if host.endswith(name):
+            return True
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name):
+                return True
+        except ValueError:
+            continue
+    return False
 
 
 def _address(text: str) -> str:

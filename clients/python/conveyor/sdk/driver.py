@@ -82,7 +82,7 @@ class Driver:
 
         `slots`: how many jobs it takes at a time. `worker`: what this process calls itself, default host-pid. `nats`:
         the URL of the broker, for the transport "jetstream". `drain_timeout`: how many seconds a drain waits for what
-        runs before it is given up (None: until it ends); other workers then get it.
+        runs before it is given up (None: until it ends); the server then counts this worker as lost.
         """
         if isinstance(definitions, str):
             raise ConfigurationError("definitions is a list of names, not a name")

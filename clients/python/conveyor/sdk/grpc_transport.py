@@ -15,7 +15,7 @@ from conveyor.sdk.log_buffer import AttemptKey, LogBuffer
 from conveyor.sdk.runner import Handler, Runner
 from conveyor.sdk.status import api_error
 from conveyor.v1.result_pb2 import Disposition, DriverResult, ResultAck, ResultReport
-from conveyor.v1.worker_pb2 import Drain, Hello, Holding, Welcome
+from conveyor.v1.worker_pb2 import Hello, Holding, Welcome
 from conveyor.v1.worker_service_pb2 import WorkRequest, WorkResponse
 from conveyor.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -28,8 +28,6 @@ _WELCOME_WITHIN = 20.0
 # What a drained worker waits for at most: the server's answer to Drain, and after the last job that all is stored.
 _DRAINED_WITHIN = 5.0
 _FLUSHED_WITHIN = 30.0
-_HANDED_BACK_WITHIN = 3.0
-_NO_DEFINITION = "none-as-it-drains"
 _EXPECTED = frozenset({Disposition.DISPOSITION_ACCEPTED, Disposition.DISPOSITION_DUPLICATE})
 
 
@@ -72,10 +70,7 @@ class GrpcTransport:
             for task in (worker, finished):
                 task.cancel()
             await asyncio.wait([worker, finished])
-            given_up = bool(self._runner.jobs)
             await self._runner.close()
-            if given_up and self._welcomed:
-                await self._hand_back()
             await self._connection.close()
 
     def drain(self) -> None:
@@ -185,24 +180,6 @@ class GrpcTransport:
             self._timer = self._loop.call_later(interval, beat)
 
         self._timer = self._loop.call_later(interval, beat)
-
-    async def _hand_back(self) -> None:
-        """Say that nothing is held any more: what was given up goes to other workers at once, not after a timeout."""
-        hello = self._hello()
-        # Only after Welcome can it say that it drains: until then it wants nothing that there is.
-        hello.definitions[:] = [_NO_DEFINITION]
-        call = self._connection.stub(WorkerServiceStub).Work()
-        try:
-            async with asyncio.timeout(_HANDED_BACK_WITHIN):
-                await call.write(WorkRequest(hello=hello))
-                await call.read()
-                await call.write(WorkRequest(drain=Drain()))
-                while isinstance(message := await call.read(), WorkResponse) and not message.HasField("drained"):
-                    pass
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
-            _log.info("could not hand back what was given up; its session ends by itself: %s", error)
-        finally:
-            call.cancel()
 
     def _hello(self) -> Hello:
         options = self._options

@@ -60,7 +60,8 @@ class LogBuffer:
         return self._bytes == 0
 
     def open(self, key: AttemptKey) -> "JobLog":
-        """The log of an attempt that begins."""
+        """The log of an attempt that begins. One that is there under the same key is forgotten."""
+        self.discard([key])
         log = JobLog(self, key)
         self._logs[key] = log
         return log
@@ -127,10 +128,12 @@ class LogBuffer:
 
     def discard(self, keys: Iterable[AttemptKey]) -> None:
         """Forget attempts whose lines nobody wants any more."""
-        dropped = {key for key in keys if self._logs.pop(key, None) is not None}
+        dropped = {key: log for key in keys if (log := self._logs.pop(key, None)) is not None}
         if not dropped:
             return
         with self._room:
+            for log in dropped.values():
+                log.closed = True
             written = self.written
             self._unsent = deque(line for line in self._unsent if (line.run, line.step, line.attempt) not in dropped)
             self._sent = written - len(self._unsent)

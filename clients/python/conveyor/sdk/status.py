@@ -15,6 +15,7 @@ from conveyor.sdk.config import proxied
 
 _DETAILS = "grpc-status-details-bin"
 _DOMAIN = "conveyor"
+_TLS = re.compile("SSL|handshake|Hostname Verification", re.IGNORECASE)
 _BY_CODE = {kind.code: kind for kind in errors.ApiError.__subclasses__()}
 # What a broken connection, a proxy or a server that went away in mid-stream looks like.
 _BROKEN = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"})
@@ -55,7 +56,7 @@ def _details(error: grpc.aio.AioRpcError) -> Iterable[Any]:
 
 def _unreachable(details: str, address: str) -> str:
     cause = re.sub(r"^.*(?:Failed to connect to remote host|last error): ?", "", details).strip() or "no answer"
-    cause = re.sub(r"^(?:connect|recvmsg|UNKNOWN|UNAVAILABLE): ", "", cause)
+    cause = re.sub(r"^(?:(?:connect|recvmsg|UNKNOWN|UNAVAILABLE|ipv[46]:\S+): )+", "", cause)
     if "connect" not in details and "resol" not in details.lower():
         return f"lost the server at {address}: {cause}"
     proxy = proxied(address)
@@ -64,7 +65,10 @@ def _unreachable(details: str, address: str) -> str:
             f"cannot reach the server at {address} through the proxy {proxy}: {cause}; "
             "CONVEYOR_NO_PROXY=1 goes there directly"
         )
-    return (
-        f"cannot reach the server at {address}: {cause}; is it running? "
-        "`conveyor server dev` starts one, CONVEYOR_ADDRESS or --address names another"
-    )
+    if _TLS.search(cause):
+        hint = "check CONVEYOR_TLS_CA, CONVEYOR_TLS_SERVER_NAME and the server's certificate"
+    elif "Socket closed" in cause:
+        hint = "does it want TLS (CONVEYOR_TLS_CA), or a client certificate (CONVEYOR_TLS_CERT, CONVEYOR_TLS_KEY)?"
+    else:
+        hint = "is it running? `conveyor server dev` starts one, CONVEYOR_ADDRESS or --address names another"
+    return f"cannot reach the server at {address}: {cause}; {hint}"
