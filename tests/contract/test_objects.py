@@ -117,6 +117,16 @@ async def test_a_create_sets_what_is_the_servers_and_a_change_moves_it_on(world:
     assert second.update_time.ToMicroseconds() >= first.update_time.ToMicroseconds()
 
 
+async def test_a_clock_that_steps_back_does_not_turn_time_round(store: Store, world: World) -> None:
+    times = iter([5_000_000, 3_000_000, 9_000_000])
+    stepping = World(store, world.namespace, lambda: next(times))
+    seen = []
+    for i in range(3):
+        written = await stepping.objects.write(PIPELINE, world.pipeline("main", description=str(i)), Mode.APPLY)
+        seen.append(written.item.object.update_time.seconds)
+    assert seen == [5, 5, 9]
+
+
 async def test_an_object_of_the_same_name_later_is_another_one(world: World) -> None:
     await world.setup()
     first = await world.objects.write(RESOURCE, world.resource(spec={"a": 1}), Mode.CREATE)

@@ -126,11 +126,14 @@ async def test_lists_of_a_time(api: Api) -> None:
 async def test_a_list_that_finds_little_ends_its_page_and_goes_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_list, "MOST_SCANNED", 4)
     monkeypatch.setattr(run_list, "_CHUNK", 3)
-    made = [(await api.create(f"r{i}", labels={"n": str(i)})).run.id for i in range(10)]
+    made = [(await api.create(f"r{i}", labels={"n": str(i)})).run for i in range(10)]
     page = await api.runs.ListRuns(pb.ListRunsRequest(labels={"n": "0"}))
     assert list(page.runs) == []
     assert page.next_page_token
-    assert await listed(api, labels={"n": "0"}) == [made[0]]
+    assert await listed(api, labels={"n": "0"}) == [made[0].id]
+    # What is older than asked for is not read.
+    page = await api.runs.ListRuns(pb.ListRunsRequest(create_time_from={"seconds": made[-1].create_time.seconds + 1}))
+    assert (list(page.runs), page.next_page_token) == ([], "")
 
 
 async def test_lists_of_full_runs_keep_within_a_message(api: Api) -> None:

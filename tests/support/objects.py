@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,12 +142,12 @@ class Counting:
 class World:
     """The repositories of one process on a store, and the objects of one namespace."""
 
-    def __init__(self, store: Store, namespace: str) -> None:
+    def __init__(self, store: Store, namespace: str, now: Callable[[], int] = now_micros) -> None:
         self.namespace = namespace
         self.store = Counting(store)
         self.launcher = HeadLauncher()
         self.runs = Runs(self.store)
-        repositories = Repositories(self.store, self.runs, self.launcher)
+        repositories = Repositories(self.store, self.runs, self.launcher, now)
         self.objects, self.starts, self.requests = repositories.objects, repositories.starts, repositories.requests
 
     async def setup(self, **definition: Any) -> None:

@@ -53,6 +53,14 @@ def test_a_broken_token_is_refused(change: object) -> None:
         open_page(List(page_token=change(token(List()))), "default")
 
 
+def test_a_token_that_was_changed_in_the_middle_is_refused() -> None:
+    good = token(List(), "a" * 30)
+    for i in range(12, 36):
+        changed = good[:i] + ("A" if good[i] != "A" else "B") + good[i + 1 :]
+        with pytest.raises(errors.InvalidPageToken, match="broken"):
+            open_page(List(page_token=changed), "default")
+
+
 @pytest.mark.parametrize("text", ["x", "====", "AAAA", " ", "a b", "null"])
 def test_no_token_at_all_is_refused(text: str) -> None:
     with pytest.raises(errors.InvalidPageToken, match="broken"):
