@@ -9,8 +9,8 @@ from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.output import block, table
 from conveyor.cli.tables import STEPS, labels, step_row
-from conveyor.cli.terminal import harmless
-from conveyor.cli.times import length, moment
+from conveyor.cli.terminal import harmless, one_line
+from conveyor.cli.times import length, moment, now
 from conveyor.cli.yaml_writer import to_yaml
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.pipeline_pb2 import Pipeline, Step
@@ -22,20 +22,20 @@ _PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DE
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "STATE", "CONNECTED", "PROGRAM")
 
 
-def describe(message: Message, now: datetime) -> str:
+def describe(message: Message, at: datetime) -> str:
     """The text for any kind of object."""
     if isinstance(message, Run):
-        return describe_run(message, now)
+        return describe_run(message, at)
     if isinstance(message, Driver):
-        return _driver(message, now)
+        return _driver(message, at)
     if isinstance(message, Pipeline):
-        return _pipeline(message, now)
+        return _pipeline(message, at)
     if isinstance(message, Resource):
-        return _resource(message, now)
-    return _definition(cast(ResourceDefinition, message), now)
+        return _resource(message, at)
+    return _definition(cast(ResourceDefinition, message), at)
 
 
-def describe_run(run: Run, now: datetime) -> str:
+def describe_run(run: Run, at: datetime) -> str:
     """A run: what and when, then its steps."""
     head = block(
         [
@@ -47,24 +47,35 @@ def describe_run(run: Run, now: datetime) -> str:
             ("Message", run.message),
             ("Cancelled", run.cancel_message),
             ("Labels", labels(run)),
-            ("Created", moment(run, "create_time", now)),
-            ("Started", moment(run, "start_time", now)),
-            ("Ended", moment(run, "end_time", now)),
-            ("Duration", length(run, now)),
+            ("Created", moment(run, "create_time", at)),
+            ("Started", moment(run, "start_time", at)),
+            ("Ended", moment(run, "end_time", at)),
+            ("Duration", length(run, at)),
             ("Retry of", run.parent_run),
         ]
     )
     if not run.steps:
         return head
-    return f"{head}\n\n{table(STEPS, [step_row(step, now) for step in run.steps])}"
+    return f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"
 
 
-def _driver(driver: Driver, now: datetime) -> str:
+def summary(run: Run) -> str:
+    """How a run ended, in one line."""
+    parts = [f"run {run.id} {enum_name(run, 'state')}"]
+    took = length(run, now())
+    if took:
+        parts.append(f" in {took}")
+    if run.message:
+        parts.append(f": {one_line(run.message)}")
+    return "".join(parts)
+
+
+def _driver(driver: Driver, at: datetime) -> str:
     head = block(
         [
             ("Driver", driver.name),
-            ("First seen", moment(driver, "create_time", now)),
-            ("Last seen", moment(driver, "last_seen_time", now)),
+            ("First seen", moment(driver, "create_time", at)),
+            ("Last seen", moment(driver, "last_seen_time", at)),
             ("Workers", str(len(driver.workers))),
         ]
     )
@@ -78,7 +89,7 @@ def _driver(driver: Driver, now: datetime) -> str:
             str(worker.slots or "?"),
             ", ".join(worker.definitions),
             "draining" if worker.draining else "",
-            moment(worker, "connect_time", now),
+            moment(worker, "connect_time", at),
             worker.sdk,
         )
         for worker in driver.workers
@@ -86,7 +97,7 @@ def _driver(driver: Driver, now: datetime) -> str:
     return f"{head}\n\n{table(_WORKERS, rows)}"
 
 
-def _pipeline(pipeline: Pipeline, now: datetime) -> str:
+def _pipeline(pipeline: Pipeline, at: datetime) -> str:
     head = block(
         [
             ("Pipeline", pipeline.name),
@@ -94,7 +105,7 @@ def _pipeline(pipeline: Pipeline, now: datetime) -> str:
             ("Definition", pipeline.definition),
             ("Order", enum_name(pipeline, "order") or "LIST"),
             ("On failure", enum_name(pipeline, "failure_policy") or "FAIL_FAST"),
-            *_common(pipeline, now),
+            *_common(pipeline, at),
         ]
     )
     rows = [_pipeline_step(step, "") for step in pipeline.steps]
@@ -115,35 +126,35 @@ def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
     )
 
 
-def _resource(resource: Resource, now: datetime) -> str:
+def _resource(resource: Resource, at: datetime) -> str:
     head = block(
         [
             ("Resource", f"{resource.definition}/{resource.name}"),
             ("Pipeline", resource.pipeline),
-            *_common(resource, now),
+            *_common(resource, at),
         ]
     )
     values = encode(resource)
     return head + _values("Spec", values.get("spec")) + _values("Params", values.get("params"))
 
 
-def _definition(definition: ResourceDefinition, now: datetime) -> str:
+def _definition(definition: ResourceDefinition, at: datetime) -> str:
     head = block(
         [
             ("Definition", definition.name),
             ("Description", definition.description),
-            *_common(definition, now),
+            *_common(definition, at),
         ]
     )
     return head + _values("Schema", encode(definition).get("schema"))
 
 
-def _common(message: Pipeline | Resource | ResourceDefinition, now: datetime) -> list[tuple[str, str]]:
+def _common(message: Pipeline | Resource | ResourceDefinition, at: datetime) -> list[tuple[str, str]]:
     return [
         ("Labels", labels(message)),
         ("Generation", str(message.generation)),
-        ("Created", moment(message, "create_time", now)),
-        ("Changed", moment(message, "update_time", now)),
+        ("Created", moment(message, "create_time", at)),
+        ("Changed", moment(message, "update_time", at)),
     ]
 
 
@@ -151,4 +162,4 @@ def _values(title: str, value: object) -> str:
     if not value:
         return ""
     lines = "\n".join(f"  {harmless(line)}" for line in to_yaml(value).splitlines())
-    return f"\n{title}:\n{lines}"
+    return f"\n\n{title}:\n{lines}"

@@ -1,12 +1,13 @@
 """All commands by name, and what becomes of the exceptions that they end with."""
 
+import sys
 from collections.abc import Sequence
 
 import click
 
 from conveyor.cli.failures import CliError, Ended, Exit, Interrupted, PipeClosed
 from conveyor.cli.groups import Entry, Group
-from conveyor.cli.terminal import harmless, note
+from conveyor.cli.terminal import harmless, is_terminal, note
 from conveyor.sdk.errors import ApiError, ConfigurationError, ConnectionGivenUp, ConveyorError, WaitTimeout
 
 _RUN = Group(
@@ -98,6 +99,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     except Ended as error:
         return error.code
     except (Interrupted, click.Abort):
+        if is_terminal(sys.stderr):
+            # Behind the ^C that the terminal shows.
+            print(file=sys.stderr)
         return Exit.INTERRUPTED
     except PipeClosed:
         return Exit.BROKEN_PIPE
@@ -115,6 +119,8 @@ def report(error: ConveyorError, about: str = "") -> Exit:
     lines: list[str] = []
     if isinstance(error, ApiError):
         lines = [f"{each.field}: {each.description}" if each.field else each.description for each in error.violations]
+        # With a single violation the message often says all of it.
+        lines = [line for line in lines if line not in error.message]
         hint = _HINTS.get(error.reason) or _HINTS.get(error.code)
         lines += [hint] if hint else []
     return _failed(about + error.message, lines, _code_of(error))

@@ -10,11 +10,12 @@ import click
 
 from conveyor.cli import batch
 from conveyor.cli.deadline import deadline
+from conveyor.cli.describe import summary
 from conveyor.cli.encode import encode_object
 from conveyor.cli.failures import Exit, Interrupted
 from conveyor.cli.options import Settings
 from conveyor.cli.output import print_value
-from conveyor.cli.progress import progress, summary
+from conveyor.cli.progress import progress
 from conveyor.cli.session import run
 from conveyor.cli.terminal import note
 from conveyor.cli.values import seconds_option
@@ -141,7 +142,7 @@ def told_to_go_on(settings: Settings, run_ids: list[str]) -> None:
     """Say that Ctrl-C ended only the command."""
     if run_ids and not settings.quiet:
         what = f"run {run_ids[0]} goes on" if len(run_ids) == 1 else f"{len(run_ids)} runs go on"
-        note(f"\ninterrupted; {what}: `conveyor run watch {run_ids[0]}` follows, `conveyor run cancel` ends it")
+        note(f"interrupted; {what}: `conveyor run watch {run_ids[0]}` follows, `conveyor run cancel` ends it")
 
 
 def print_started(settings: Settings, created: Run) -> None:

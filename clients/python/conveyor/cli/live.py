@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+from conveyor.cli.describe import summary
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import table
 from conveyor.cli.tables import STEPS, step_row
@@ -46,6 +47,8 @@ class LiveProgress:
             self._timer.cancel()
         if self._run is not None:
             self._paint(frame(self._run, len(self._run.steps), self._notes))
+            if self._run.HasField("end_time"):
+                print(summary(self._run), flush=True)
 
     def _draw(self) -> None:
         if self._timer is not None:

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
 
+from conveyor.cli.describe import summary
 from conveyor.cli.encode import encode, encode_object, enum_name
 from conveyor.cli.live import LiveProgress
 from conveyor.cli.options import Settings
 from conveyor.cli.output import coloured_cell, print_line
 from conveyor.cli.tables import attempt, step_message
 from conveyor.cli.terminal import is_terminal, one_line, use_colour
-from conveyor.cli.times import length, now, offset, time_of
+from conveyor.cli.times import now, offset, time_of
 from conveyor.sdk import RunUpdate
 from conveyor.v1.run_pb2 import Run, StepRun, StepState
 
@@ -43,17 +44,6 @@ def progress(settings: Settings, *, many: bool = False) -> Iterator[Progress]:
         yield show
     finally:
         show.close()
-
-
-def summary(run: Run) -> str:
-    """How a run ended, in one line."""
-    parts = [f"run {run.id} {enum_name(run, 'state')}"]
-    took = length(run, now())
-    if took:
-        parts.append(f" in {took}")
-    if run.message:
-        parts.append(f": {one_line(run.message)}")
-    return "".join(parts)
 
 
 class JsonProgress:
