@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 from google.protobuf.struct_pb2 import Struct
@@ -151,7 +152,7 @@ def _invalid(field: str, description: str) -> errors.InvalidSchema:
 
 
 def _foreign(document: Any, path: str) -> Iterator[Violation]:
-    """References that leave the schema, and other drafts."""
+    """References that leave the schema, schemas within it that stand alone, and other drafts."""
     reason = errors_pb2.ERROR_REASON_INVALID_SCHEMA
     for where, schema in _schemas(document, path):
         for keyword in ("$ref", "$dynamicRef"):
@@ -159,6 +160,9 @@ def _foreign(document: Any, path: str) -> Iterator[Violation]:
             if isinstance(target, str) and not target.startswith("#"):
                 text = f"{target[:_MESSAGE_LENGTH]!r} leads out of the schema; only references that begin with # work"
                 yield Violation(f"{where}/{keyword}", text, reason)
+        if "$id" in schema and where != path:
+            text = "only the whole schema may have an id: references within it begin at its top"
+            yield Violation(f"{where}/$id", text, reason)
         draft = schema.get("$schema", DRAFT)
         if not isinstance(draft, str) or draft.removesuffix("#") != DRAFT:
             yield Violation(f"{where}/$schema", f"must be {DRAFT}, or left out", reason)
@@ -237,7 +241,7 @@ class _Expansion:
     def _resolve(self, reference: Any) -> dict[str, Any] | None:
         if not isinstance(reference, str):
             return None
-        fragment = reference.removeprefix("#")
+        fragment = unquote(reference.removeprefix("#"))
         if fragment and not fragment.startswith("/"):
             return self._anchors.get(fragment)
         node: Any = self._document

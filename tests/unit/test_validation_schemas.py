@@ -97,3 +97,23 @@ async def test_what_a_schema_expands_to_is_bounded(copies: int, depth: int, fits
     else:
         with pytest.raises(errors.InvalidSchema, match="20000"):
             await check
+
+
+@pytest.mark.parametrize(
+    ("reference", "keyword"), [("#a{}", "$anchor"), ("#a{}", "$dynamicAnchor"), ("#/%24defs/x{}", "$comment")]
+)
+async def test_no_way_of_referring_gets_round_the_bound(reference: str, keyword: str) -> None:
+    schema: dict[str, Any] = {"$ref": reference.format(30), "$defs": {"x0": {keyword: "a0"}}}
+    for i in range(1, 31):
+        schema["$defs"][f"x{i}"] = {keyword: f"a{i}", "allOf": [{"$ref": reference.format(i - 1)}] * 2}
+    with pytest.raises(errors.InvalidSchema, match="20000"):
+        await Schemas().check_schema(definition(1, schema).schema, "schema")
+
+
+async def test_an_id_stands_at_the_top_only() -> None:
+    top = {"$id": "https://example.com/app", "properties": {"$id": {"type": "string"}}}
+    await Schemas().check_schema(definition(1, top).schema, "schema")
+    with pytest.raises(errors.InvalidSchema) as refused:
+        within = {"properties": {"a": {"$id": "https://example.com/a", "allOf": [{"$ref": "#"}]}}}
+        await Schemas().check_schema(definition(1, within).schema, "schema")
+    assert [violation.field for violation in refused.value.violations] == ["schema/properties/a/$id"]
