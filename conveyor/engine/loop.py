@@ -268,7 +268,7 @@ class Engine:
             else:
                 for index in dispatch.tickets:
                     tickets.publish(run, index)
-        self.stop_waiting(run)
+        self._stop_waiting(run, decision)
         for index in dispatch.waits:
             self.wait(run, index)
         if run.state.terminal:
@@ -342,13 +342,13 @@ class Engine:
             self.tickets.wait(waiter)
         self.pump(head.namespace, step.driver)
 
-    def stop_waiting(self, run: StoredRun) -> None:
-        """Take those of the run's steps out of their rows that wait no more: claimed, or ended by another way."""
+    def _stop_waiting(self, run: StoredRun, decision: Decision) -> None:
+        """Take steps out of their rows that wait no more: claimed, or ended by another way."""
         waiting = self.pool.waiting_steps(run.head.id)
         if waiting:
-            steps = run.state.steps
-            for index in [i for i in waiting if not repair.waits(steps[i])]:
-                self.leave_row(run.head.id, index)
+            for index in decision.changed:
+                if index in waiting and not repair.waits(run.state.steps[index]):
+                    self.leave_row(run.head.id, index)
 
     def leave_row(self, run_id: str, index: int) -> None:
         """The step waits no more."""

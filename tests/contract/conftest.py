@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from conveyor.store import open_sqlite
 from conveyor.store.port import Store
 from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.rig import Behaviour, Replica, Worker, ok
 from tests.support.stores import BACKENDS, Backend, EtcdBackend, SqliteBackend
 
 StartEtcd = Callable[..., Etcd]
+StartReplica = Callable[..., Awaitable[Replica]]
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +84,49 @@ def start_etcd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start
 async def etcd(start_etcd: StartEtcd) -> Etcd:
     """A server, of each version in turn, that the test may break."""
     return await asyncio.to_thread(start_etcd)
+
+
+@pytest_asyncio.fixture
+async def embedded(tmp_path: Path) -> AsyncIterator[Store]:
+    """An open SQLite store."""
+    opened = await open_sqlite(tmp_path / "data")
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
+async def start_replica(embedded: Store) -> AsyncIterator[StartReplica]:
+    """Starts replicas on one SQLite store: `start_replica(name, shared=…, …)`."""
+    started: list[Replica] = []
+
+    async def start(name: str = "r1", *, shared: bool = False, store: Store | None = None, **kind: Any) -> Replica:
+        replica = Replica(store or embedded, name, **kind)
+        started.append(replica)
+        return await replica.start(shared=shared)
+
+    with capture_logs():
+        yield start
+        for replica in started:
+            replica.store.hold = None
+            await replica.kill()
+
+
+@pytest_asyncio.fixture
+async def replica(start_replica: StartReplica) -> Replica:
+    """The only one."""
+    return await start_replica()
+
+
+@pytest_asyncio.fixture
+async def workers() -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Connects workers: `workers(replica, driver, behaviour, …)`; all are cut at the end."""
+    connected: list[Worker] = []
+
+    async def connect(replica: Replica, driver: str, behaviour: Behaviour = ok, **kind: Any) -> Worker:
+        worker = Worker(replica, driver, behaviour, **kind)
+        connected.append(worker)
+        return await worker.connect()
+
+    yield connect
+    for worker in connected:
+        await worker.cut()
