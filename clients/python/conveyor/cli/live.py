@@ -7,7 +7,7 @@ from conveyor.cli.describe import summary
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import table
 from conveyor.cli.tables import STEPS, step_row
-from conveyor.cli.terminal import coloured, columns, cut, one_line, rows, use_colour
+from conveyor.cli.terminal import coloured, columns, cut, one_line, room_makers, rows, use_colour
 from conveyor.cli.times import length, now, offset
 from conveyor.sdk import RunUpdate
 from conveyor.v1.run_pb2 import Run, StepRun, StepState
@@ -33,6 +33,7 @@ class LiveProgress:
         self._drawn = 0
         self._notes = ""
         self._timer: asyncio.TimerHandle | None = None
+        room_makers.append(self._erase)
 
     def update(self, update: RunUpdate) -> None:
         """Draw the run after a change."""
@@ -43,6 +44,7 @@ class LiveProgress:
 
     def close(self) -> None:
         """Draw it for the last time, with all of its steps."""
+        room_makers.remove(self._erase)
         if self._timer is not None:
             self._timer.cancel()
         if self._run is not None:
@@ -56,6 +58,13 @@ class LiveProgress:
         if self._run is not None:
             self._paint(frame(self._run, max(rows() - 4, _MIN_STEPS), self._notes))
         self._timer = asyncio.get_running_loop().call_later(_EVERY, self._draw)
+
+    def _erase(self) -> None:
+        """Take away what was drawn, so that a note takes its place."""
+        if self._drawn:
+            sys.stdout.write(f"\x1b[{self._drawn}A\r\x1b[J")
+            sys.stdout.flush()
+            self._drawn = 0
 
     def _paint(self, lines: list[str]) -> None:
         back = f"\x1b[{self._drawn}A\r" if self._drawn else ""

@@ -106,6 +106,9 @@ class LineProgress:
     def _run(self, run: Run) -> None:
         if self._is_new(run.id, "", (run.state, run.reason, run.message)):
             said = run.message or enum_name(run, "reason")
+            if self._many:
+                target = f"{run.definition}/{run.resource}" + (f" on {run.pipeline}" if run.pipeline else "")
+                said = f"{target}: {said}" if said else target
             self._print(run, _updated_at(run), "(run)", enum_name(run, "state"), said)
 
     def _step(self, run: Run, step: StepRun, at: datetime) -> None:

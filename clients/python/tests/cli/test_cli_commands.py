@@ -71,6 +71,21 @@ def test_a_dry_run_stores_nothing(conveyor: Conveyor, server: Any, file: str) ->
     assert server.objects == {}
 
 
+def test_a_dry_run_cannot_check_what_needs_the_same_files(
+    conveyor: Conveyor, server: Any, refusal: Any, file: str, tmp_path: Path
+) -> None:
+    server.refusals["ApplyResource"] = refusal(
+        grpc.StatusCode.FAILED_PRECONDITION, "UNKNOWN_PIPELINE", "there is no pipeline release"
+    )
+    done = conveyor("apply", "-f", file, "--dry-run")
+    assert done.code == 0
+    assert done.out.splitlines()[2] == "resource/app/shop not checked: it needs what the dry run did not create"
+    assert conveyor("apply", "-f", file).code == 1
+    alone = tmp_path / "alone.yaml"
+    alone.write_text("kind: Resource\nname: shop\ndefinition: app\npipeline: release\n")
+    assert conveyor("apply", "-f", str(alone), "--dry-run").code == 1
+
+
 def test_apply_goes_on_after_a_refusal(conveyor: Conveyor, server: Any, refusal: Any, run_id: str, file: str) -> None:
     server.refusals["ApplyPipeline release"] = refusal(
         grpc.StatusCode.INVALID_ARGUMENT, "CYCLE", "the steps need each other", (("steps[0].needs", "build → build"),)

@@ -10,8 +10,10 @@ import pytest
 from conveyor.cli import live, output, terminal
 from conveyor.cli.durations import parse_duration, parse_time, show_age, show_duration
 from conveyor.cli.loglines import LogPrinter
+from conveyor.cli.progress import LineProgress
+from conveyor.sdk import RunUpdate
 from conveyor.v1.log_pb2 import LogLine
-from conveyor.v1.run_pb2 import StepRun, StepState
+from conveyor.v1.run_pb2 import RunState, StepRun, StepState
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -196,6 +198,29 @@ def test_a_run_is_drawn_over_itself(monkeypatch: pytest.MonkeyPatch, make_run: A
     view.close()
     assert tty.getvalue().count(f"\x1b[{height}A") == 1
     assert all(terminal.width(terminal.harmless(each)) <= 60 for each in tty.getvalue().splitlines())
+
+
+def test_a_note_takes_the_place_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch, make_run: Any) -> None:
+    tty = on_terminal(monkeypatch)
+    view = live.LiveProgress()
+    view._run = make_run()
+    view._paint(live.frame(view._run, 10))
+    height = tty.getvalue().count("\n")
+    terminal.note("connecting again")
+    assert tty.getvalue().endswith(f"\x1b[{height}A\r\x1b[J")
+    view.close()
+    assert terminal.room_makers == []
+
+
+def test_lines_of_many_runs_say_whose_they_are(capsys: pytest.CaptureFixture[str], make_run: Any, run_id: str) -> None:
+    show = LineProgress(many=True)
+    show.update(RunUpdate(make_run()))
+    show.update(RunUpdate(make_run(RunState.RUN_STATE_FAILED, message="broken")))
+    show.close()
+    assert [each.split() for each in capsys.readouterr().out.splitlines()] == [
+        [run_id, "2.0s", "(run)", "RUNNING", "app/shop", "on", "release"],
+        [run_id, "2.0s", "(run)", "FAILED", "app/shop", "on", "release:", "broken"],
+    ]
 
 
 def test_what_matters_is_shown_when_there_is_little_room(make_run: Any) -> None:

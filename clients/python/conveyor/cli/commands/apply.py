@@ -11,10 +11,15 @@ from conveyor.cli.options import command, settings
 from conveyor.cli.session import new_client, run
 from conveyor.cli.sources import read_sources
 from conveyor.sdk import Client
+from conveyor.sdk.errors import FailedPrecondition
 from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
+
+_MISSING = frozenset({"UNKNOWN_DEFINITION", "UNKNOWN_PIPELINE"})
+_UNCHECKED = ": it needs what the dry run did not create"
 
 
 @command("apply")
@@ -48,8 +53,17 @@ def apply(names: tuple[str, ...], dry_run: bool) -> None:
                     clients[namespace] = await stack.enter_async_context(new_client(options, namespace))
 
             async def one(manifest: Manifest) -> None:
-                outcome, started = await _send(clients[manifest.object.namespace], manifest, dry_run)
-                _tell(results, manifest, outcome, started, dry_run)
+                try:
+                    outcome, started = await _send(clients[manifest.object.namespace], manifest, dry_run)
+                except FailedPrecondition as error:
+                    if not dry_run or error.reason not in _MISSING or not _is_missing(manifest, manifests):
+                        raise
+                    value = {**_value(manifest), "outcome": "UNCHECKED", "dryRun": True}
+                    results.add(
+                        manifest.label, "not checked", value, extra=_UNCHECKED
+                    )
+                else:
+                    _tell(results, manifest, outcome, started, dry_run)
 
             try:
                 await batch.each(manifests, lambda manifest: f"{manifest.source}: {manifest.label}", one)
@@ -57,6 +71,22 @@ def apply(names: tuple[str, ...], dry_run: bool) -> None:
                 results.close()
 
     run(options, work)
+
+
+def _is_missing(manifest: Manifest, manifests: list[Manifest]) -> bool:
+    """Whether an object needs another one of the same files."""
+    thing = manifest.object
+    needed = set() if isinstance(thing, ResourceDefinition) else {f"definition/{thing.definition}"}
+    if isinstance(thing, Resource):
+        needed.add(f"pipeline/{thing.pipeline}")
+    return any(other.label in needed and other.object.namespace == thing.namespace for other in manifests)
+
+
+def _value(manifest: Manifest) -> dict[str, object]:
+    value: dict[str, object] = {"kind": manifest.kind.name, "name": manifest.object.name}
+    if isinstance(manifest.object, Resource):
+        value["definition"] = manifest.object.definition
+    return value
 
 
 def _check_namespaces(manifests: list[Manifest], namespace: str | None) -> None:
@@ -80,10 +110,7 @@ def _tell(
     results: batch.Results, manifest: Manifest, outcome: ApplyOutcome.ValueType, started: Run | None, dry_run: bool
 ) -> None:
     word = ApplyOutcome.Name(outcome).removeprefix("APPLY_OUTCOME_")
-    value: dict[str, object] = {"kind": manifest.kind.name, "name": manifest.object.name}
-    if not isinstance(manifest.object, Pipeline | ResourceDefinition):
-        value["definition"] = manifest.object.definition
-    value["outcome"] = word
+    value = {**_value(manifest), "outcome": word}
     extra = ""
     if started is not None and started.id and not dry_run:
         value["run"] = started.id
