@@ -59,9 +59,7 @@ def apply(names: tuple[str, ...], dry_run: bool) -> None:
                     if not dry_run or error.reason not in _MISSING or not _is_missing(manifest, manifests):
                         raise
                     value = {**_value(manifest), "outcome": "UNCHECKED", "dryRun": True}
-                    results.add(
-                        manifest.label, "not checked", value, extra=_UNCHECKED
-                    )
+                    results.add(manifest.label, "not checked", value, extra=_UNCHECKED)
                 else:
                     _tell(results, manifest, outcome, started, dry_run)
 
