@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from structlog.testing import capture_logs
 
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
@@ -93,12 +94,14 @@ async def test_a_tick_that_fails_stops_no_other() -> None:
         if key[1] == "bad":
             raise ValueError("bad")
 
-    running = asyncio.create_task(timers.run(tick))
-    timers.set(("ns", "bad"), 0)
-    await until(lambda: ticked == ["bad"])
-    timers.set(("ns", "good"), 0)
-    await until(lambda: "good" in ticked)
-    running.cancel()
+    with capture_logs() as logs:
+        running = asyncio.create_task(timers.run(tick))
+        timers.set(("ns", "bad"), 0)
+        await until(lambda: ticked == ["bad"])
+        timers.set(("ns", "good"), 0)
+        await until(lambda: "good" in ticked)
+        running.cancel()
+    assert [entry["run_id"] for entry in logs] == ["bad"]
 
 
 async def test_a_step_that_takes_too_long_is_told_to_stop_and_tried_again(replica: Replica, workers: Connect) -> None:
