@@ -87,15 +87,18 @@ class RemoteRuns:
         if changes.revision in self._engine.own_revisions:
             return
         queued: set[tuple[str, str]] = set()
+        stopped: set[tuple[str, str]] = set()
         for change in changes.changes:
             try:
-                self._look(change, queued)
+                self._look(change, queued, stopped)
             except (DecodeError, ValueError) as error:
                 log.debug("change_not_readable", key=change.key, error=str(error))
         for key in queued:
             self._engine.spawn(self._resume(*key))
+        for key in stopped:
+            self._engine.spawn(self._stop(*key, changes.revision))
 
-    def _look(self, change: Change, queued: set[tuple[str, str]]) -> None:
+    def _look(self, change: Change, queued: set[tuple[str, str]], stopped: set[tuple[str, str]]) -> None:
         namespace, run, step = keys.parse_run_key(change.key)
         if not step:
             self._head(namespace, run, change)
@@ -103,8 +106,12 @@ class RemoteRuns:
             record = storage_pb2.StepRecord.FromString(change.value)
             if waits(record):
                 queued.add((namespace, run))
-            elif record.cancel_sent and record.state == run_pb2.STEP_STATE_RUNNING:
-                self._stop(run, record)
+            elif (
+                record.cancel_sent
+                and record.state == run_pb2.STEP_STATE_RUNNING
+                and self._engine.pool.session(record.session) is not None
+            ):
+                stopped.add((namespace, run))
             self._relieve(run, record)
 
     def _head(self, namespace: str, run: str, change: Change) -> None:
@@ -125,11 +132,24 @@ class RemoteRuns:
         if not stored.state.terminal:
             self._engine.resume(stored)
 
-    def _stop(self, run: str, record: storage_pb2.StepRecord) -> None:
-        worker = self._engine.pool.session(record.session)
-        if worker is not None:
-            told = cancellation(run, record.step, record.attempt, "the run was cancelled", TIMEOUT_GRACE)
-            self._engine.tell_to_stop(worker, told)
+    async def _stop(self, namespace: str, run: str, revision: int) -> None:
+        """Have workers of this replica stop what another one cancelled."""
+        engine = self._engine
+        try:
+            stored = await engine.run(namespace, run)
+        except (errors.DomainError, StoreError):
+            return  # Gone, or the sweep will look at it.
+        if revision in engine.own_revisions:
+            return  # The watch was faster than the answer to our own commit.
+        head = stored.head
+        for record in stored.state.steps:
+            if record is None or not record.cancel_sent or record.state != run_pb2.STEP_STATE_RUNNING:
+                continue
+            worker = engine.pool.session(record.session)
+            if worker is not None:
+                grace = max(0, head.cancel_deadline - engine.now())
+                message = head.cancel_message or "the run was cancelled"
+                engine.tell_to_stop(worker, cancellation(run, record.step, record.attempt, message, grace))
 
     def _relieve(self, run: str, record: storage_pb2.StepRecord) -> None:
         """Attempts of workers here that have ended: answered elsewhere, or over, which their workers don't know."""

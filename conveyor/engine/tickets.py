@@ -22,6 +22,7 @@ from conveyor.bus.nats import Bus
 from conveyor.bus.tickets import TicketFate, TicketReceipt
 from conveyor.bus.wire import encode_ticket
 from conveyor.core import errors
+from conveyor.core.deadlines import TIMEOUT_GRACE
 from conveyor.core.model import InputRefused, Stop, TicketDelivered, TicketSent, TicketWithdrawn, Waiting, Withdraw
 from conveyor.engine.assignments import assignment
 from conveyor.engine.loop import Engine
@@ -191,7 +192,9 @@ class JetStreamTickets:
                 continue
             out.receipt = receipt
             out.consumer_created = consumer.created if consumer is not None else ""
-            if receipt.duplicate:
+            if self._out.get(out.token) is not out:
+                await self._revoke(out, receipt)
+            elif receipt.duplicate:
                 await self._check(out)
             else:
                 # Most tickets are answered before that: their receipt is never needed.
@@ -279,7 +282,28 @@ class JetStreamTickets:
         """Take a ticket back whose step has ended and that another process published."""
         if withdraw.token not in self._out:
             receipt = TicketReceipt(withdraw.ticket.stream_created, withdraw.ticket.sequence)
-            self._engine.spawn(self._withdraw(namespace, driver, receipt))
+            out = _Out(namespace, driver, "", run, withdraw.index, withdraw.token)
+            self._engine.spawn(self._revoke(out, receipt))
+
+    async def _revoke(self, out: _Out, receipt: TicketReceipt) -> None:
+        """Take back a ticket whose attempt is over. A driver that may have it already is told to stop."""
+        if await self._withdraw(out.namespace, out.driver, receipt):
+            return
+        state = (await self._engine.run(out.namespace, out.run)).state
+        record = state.steps[out.index]
+        attempts = record.attempts if record is not None else ()
+        for attempt in attempts:
+            if attempt.token == out.token:
+                stop = Stop(
+                    index=out.index,
+                    attempt=attempt.number,
+                    session="",
+                    transport=run_pb2.TRANSPORT_JETSTREAM,
+                    token=out.token,
+                    message=attempt.message,
+                    grace=TIMEOUT_GRACE,
+                )
+                self.stop(out.namespace, out.run, state.plan.steps[out.index].id, stop)
 
     async def _withdraw(self, namespace: str, driver: str, receipt: TicketReceipt) -> bool:
         try:
@@ -292,7 +316,7 @@ class JetStreamTickets:
         """The attempt of this token is over."""
         out = self._drop(token)
         if out is not None and not answered and not out.delivered and out.receipt is not None:
-            self._engine.spawn(self._withdraw(out.namespace, out.driver, out.receipt))
+            self._engine.spawn(self._revoke(out, out.receipt))
 
     def stop(self, namespace: str, run: str, step: str, stop: Stop) -> None:
         """Tell the driver to stop an attempt, if it listens."""
