@@ -168,9 +168,10 @@ async def test_after_a_reset_only_what_is_new_is_told(serve):
 async def test_a_snapshot_that_says_nothing_new_is_not_told(serve):
     before = full(RUNNING, {"a": WORKING}, "1")
     after = full(SUCCEEDED, {"a": DONE}, "2")
-    server = Scripted([snapshot(before), Broken], [snapshot(before), END, snapshot(after)])
+    server = Scripted([snapshot(before), Broken], [snapshot(before), Broken], [snapshot(after), END])
     async with serve(server.register) as address, Client(address) as client:
-        assert [update.run.state async for update in client.runs.watch("r1")] == [RUNNING, SUCCEEDED]
+        updates = [(update.run.state, update.reset) async for update in client.runs.watch("r1")]
+    assert updates == [(RUNNING, False), (SUCCEEDED, True)]
 
 
 async def test_a_run_that_ended_before_is_told_once(serve):
@@ -242,6 +243,31 @@ async def test_all_runs_are_followed_and_no_end_is_missed(serve):
         ("r2", RUNNING, False, True),
     ]
     assert [(request.cursor, request.pipeline) for request in server.requests] == [("", "release"), ("c1", "release")]
+
+
+async def test_no_end_is_missed_when_the_connection_breaks_within_the_first_snapshot(serve):
+    one_, two = (basic(RUNNING, [WORKING], "1", name) for name in ("r1", "r2"))
+    server = Scripted(
+        [many(snapshot=RunSnapshot(runs=[one_, two])), Broken],
+        [
+            many(snapshot=RunSnapshot(runs=[two])),
+            many(snapshot_end=SnapshotEnd(), cursor="c1"),
+            many(changes=change(basic(SUCCEEDED, [DONE], "2", "r2")), cursor="c2"),
+            ...,
+        ],
+        runs=[basic(SUCCEEDED, [DONE], "9", "r1")],
+    )
+    seen = []
+    async with (
+        serve(server.register) as address,
+        Client(address) as client,
+        aclosing(client.runs.watch_all()) as updates,
+    ):
+        async for update in updates:
+            seen.append((update.run.id, update.run.state, update.reset))
+            if len(seen) == 4:
+                break
+    assert seen == [("r1", RUNNING, False), ("r2", RUNNING, False), ("r1", SUCCEEDED, True), ("r2", SUCCEEDED, False)]
 
 
 class ScriptedLogs(LogServiceServicer):

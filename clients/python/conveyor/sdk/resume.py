@@ -17,6 +17,36 @@ AnswerT = TypeVar("AnswerT")
 _log = logging.getLogger(__name__)
 
 
+class Patience:
+    """Waits between attempts to reach a server, and when they end. Not for use by several tasks."""
+
+    def __init__(self, give_up_after: float | None) -> None:
+        """`give_up_after`: seconds without an answer; None: never."""
+        self._give_up_after = give_up_after
+        self._backoff = Backoff()
+        self._heard = time.monotonic()
+        self._told = False
+
+    def heard(self) -> None:
+        """The server answered."""
+        self._backoff.reset()
+        self._heard = time.monotonic()
+        self._told = False
+
+    async def wait(self, failure: ApiError) -> None:
+        """Wait before the next attempt. Raises `failure` when no other attempt can help, or ConnectionGivenUp."""
+        if not is_transient(failure):
+            raise failure
+        wait = self._backoff.next()
+        limit = self._give_up_after
+        if limit is not None and time.monotonic() + wait - self._heard > limit:
+            raise ConnectionGivenUp(f"given up after {limit:g} s: {failure.message}") from failure
+        if not self._told:
+            _log.warning("%s; trying again", failure.message)
+            self._told = True
+        await asyncio.sleep(wait)
+
+
 async def resumed(
     connection: Connection,
     start: Callable[[], grpc.aio.UnaryStreamCall[Any, AnswerT]],
@@ -30,9 +60,7 @@ async def resumed(
     connection breaks, and when nothing came for `silence` seconds. ConnectionGivenUp when that has not helped for
     `give_up_after` seconds (None: never give up); ApiError when the server refuses.
     """
-    backoff = Backoff()
-    heard = time.monotonic()
-    warned = False
+    patience = Patience(give_up_after)
     while True:
         address = connection.address
         call = start()
@@ -43,9 +71,7 @@ async def resumed(
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
                     return
-                backoff.reset()
-                heard = time.monotonic()
-                warned = False
+                patience.heard()
                 yield cast(AnswerT, answer)
         except grpc.aio.AioRpcError as error:
             failure = api_error(error, address)
@@ -53,17 +79,6 @@ async def resumed(
             failure = Unavailable(f"the server at {address} has been silent for {silence:g} s")
         finally:
             call.cancel()
-        if not is_transient(failure):
-            raise failure
-        connection.failed(address)
-        wait = backoff.next()
-        _check_patience(failure, time.monotonic() + wait - heard, give_up_after)
-        if not warned:
-            _log.warning("%s; trying again", failure.message)
-            warned = True
-        await asyncio.sleep(wait)
-
-
-def _check_patience(failure: ApiError, silent_for: float, give_up_after: float | None) -> None:
-    if give_up_after is not None and silent_for > give_up_after:
-        raise ConnectionGivenUp(f"given up after {give_up_after:g} s: {failure.message}") from failure
+        if is_transient(failure):
+            connection.failed(address)
+        await patience.wait(failure)

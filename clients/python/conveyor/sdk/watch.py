@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import grpc
 
 from conveyor.sdk.connection import Connection
-from conveyor.sdk.errors import NotFound
-from conveyor.sdk.resume import resumed
+from conveyor.sdk.errors import ApiError, NotFound
+from conveyor.sdk.resume import Patience, resumed
 from conveyor.v1.run_pb2 import Run, RunChange, RunState, RunView, StepRun
 from conveyor.v1.run_service_pb2 import (
     GetRunRequest,
@@ -50,6 +50,9 @@ async def watch_run(
     known: Run | None = None
 
     def start() -> grpc.aio.UnaryStreamCall[WatchRunRequest, WatchRunResponse]:
+        nonlocal reset
+        # Without a cursor the server begins anew, and what happened meanwhile is not told.
+        reset = not cursor and known is not None
         request = WatchRunRequest(namespace=namespace, id=run_id, cursor=cursor)
         return connection.stub(RunServiceStub).WatchRun(request)
 
@@ -81,12 +84,18 @@ async def watch_runs(
     connection: Connection, request: WatchRunsRequest, give_up_after: float | None
 ) -> AsyncGenerator[RunUpdate, None]:
     """The matching unfinished runs as they are, then each after each change, without end."""
-    # What is unfinished as far as we know: after a reset, those that the new snapshot leaves out have ended meanwhile.
+    # What is unfinished as far as we know: what a later snapshot leaves out has ended meanwhile.
     unfinished: dict[str, Run] = {}
     before_reset: dict[str, Run] = {}
 
     def start() -> grpc.aio.UnaryStreamCall[WatchRunsRequest, WatchRunsResponse]:
+        if not request.cursor:
+            forget()
         return connection.stub(RunServiceStub).WatchRuns(request)
+
+    def forget() -> None:
+        before_reset.update(unfinished)
+        unfinished.clear()
 
     while True:
         messages = resumed(connection, start, give_up_after=give_up_after, silence=_SILENCE)
@@ -101,7 +110,7 @@ async def watch_runs(
                             yield RunUpdate(run, reset=old is not None)
                 elif event == "snapshot_end":
                     for old in before_reset.values():
-                        yield await _missed(connection, request, old)
+                        yield await _missed(connection, request.namespace, old, give_up_after)
                     before_reset.clear()
                 elif event == "changes":
                     for change in message.changes.changes:
@@ -115,8 +124,7 @@ async def watch_runs(
                         unfinished.pop(run.id, None)
                         yield RunUpdate(run, deleted=True)
                 elif event == "reset":
-                    before_reset.update(unfinished)
-                    unfinished.clear()
+                    forget()
                     request.cursor = ""
                 request.cursor = message.cursor or request.cursor
 
@@ -155,11 +163,16 @@ def _merged(known: Run | None, change: RunChange) -> RunUpdate:
     return RunUpdate(run, tuple(step for step in run.steps if step.step in seen), change.skipped)
 
 
-async def _missed(connection: Connection, request: WatchRunsRequest, old: Run) -> RunUpdate:
-    """How a run ended that was unfinished before a reset and is not in the new snapshot."""
-    get = GetRunRequest(namespace=request.namespace, id=old.id, view=RunView.RUN_VIEW_BASIC)
-    try:
-        answer = await connection.call(lambda: connection.stub(RunServiceStub).GetRun, get)
-    except NotFound:
-        return RunUpdate(old, deleted=True, reset=True)
-    return RunUpdate(answer.run, reset=True)
+async def _missed(connection: Connection, namespace: str, old: Run, give_up_after: float | None) -> RunUpdate:
+    """How a run ended that was unfinished and that a new snapshot leaves out."""
+    request = GetRunRequest(namespace=namespace, id=old.id, view=RunView.RUN_VIEW_BASIC)
+    patience = Patience(give_up_after)
+    while True:
+        try:
+            answer = await connection.call(lambda: connection.stub(RunServiceStub).GetRun, request)
+        except NotFound:
+            return RunUpdate(old, deleted=True, reset=True)
+        except ApiError as failure:
+            await patience.wait(failure)
+        else:
+            return RunUpdate(answer.run, reset=True)
