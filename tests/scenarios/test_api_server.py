@@ -174,7 +174,7 @@ async def test_an_unforeseen_error_says_nothing_but_its_id(api: Api, observed: O
     assert found.kind == ("INTERNAL", "INTERNAL")
     assert "secret" not in found.message
     assert found.metadata["id"] in found.message
-    assert [entry["error_id"] for entry in logs] == [found.metadata["id"]]
+    assert [entry["error_id"] for entry in logs if entry["event"] == "rpc_failed"] == [found.metadata["id"]]
     assert observed.statuses == [("GetPipeline", "INTERNAL")]
     api.store.get = real  # type: ignore[method-assign]
     assert (await refused(api.pipelines.GetPipeline(get_one))).code == "NOT_FOUND"

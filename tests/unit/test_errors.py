@@ -54,7 +54,8 @@ CODES = {
 
 
 def leaves(kind: type[DomainError] = DomainError) -> Iterator[type[DomainError]]:
-    children = kind.__subclasses__()
+    """The classes of the tree that have a reason; what other packages derive from them is their own matter."""
+    children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     for child in children:
         yield from leaves(child)
     if not children:

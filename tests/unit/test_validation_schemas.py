@@ -113,7 +113,7 @@ async def test_no_way_of_referring_gets_round_the_bound(reference: str, keyword:
 async def test_an_id_stands_at_the_top_only() -> None:
     top = {"$id": "https://example.com/app", "properties": {"$id": {"type": "string"}}}
     await Schemas().check_schema(definition(1, top).schema, "schema")
+    within = {"properties": {"a": {"$id": "https://example.com/a", "allOf": [{"$ref": "#"}]}}}
     with pytest.raises(errors.InvalidSchema) as refused:
-        within = {"properties": {"a": {"$id": "https://example.com/a", "allOf": [{"$ref": "#"}]}}}
         await Schemas().check_schema(definition(1, within).schema, "schema")
     assert [violation.field for violation in refused.value.violations] == ["schema/properties/a/$id"]
