@@ -80,7 +80,7 @@ class Processes:
 
     def _last_words(self, name: str) -> str:
         lines = self.log(name).read_text(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-10:]) or "  (it wrote nothing)"
+        return "\n".join(f"  {line}" for line in [*lines[-10:], f"({self.log(name)})"])
 
 
 def _let_go(process: "subprocess.Popen[bytes]") -> None:

@@ -252,7 +252,7 @@ def main() -> int:
         take(folder)
         Demo(folder, options.fault).run()
     except DemoError as error:
-        print(f"error: {error}\n(what its processes wrote is in {short(folder / 'logs')})", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; all processes have ended", file=sys.stderr)
