@@ -23,7 +23,7 @@ from conveyor.server.buses import open_bus
 from conveyor.server.config import Config, ConfigError, is_loopback, split_address
 from conveyor.server.late import LateHandlers
 from conveyor.server.measured import MeasuredStore
-from conveyor.server.metrics import MetricsServer
+from conveyor.server.metrics import CallMetrics, MetricsServer
 from conveyor.server.nats_child import NatsChild, NatsChildError
 from conveyor.server.parts import Parts
 from conveyor.server.stores import StoreProblem, open_store
@@ -51,7 +51,7 @@ class App:
         self.addresses: list[str] = []
         self.registry = CollectorRegistry()
         self._now = anchored_clock()
-        self._interceptor = ServerInterceptor()
+        self._interceptor = ServerInterceptor(CallMetrics(self.registry).observe)
         self._late = LateHandlers()
         self._server: grpc.aio.Server | None = None
         self._store: Store | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -69,6 +70,7 @@ class Parts:
         self._record = record
         self._health: Health | None = None
         self._store_available = True
+        self._look_again = asyncio.Event()
         self._config = config
         self._store = store
         self._bus = bus
@@ -143,7 +145,10 @@ class Parts:
             self._store_available = available
             if self._health is not None:
                 await self._health.set(store=available, broker=self._bus.available)
-            await asyncio.sleep(_HEALTH_PERIOD)
+            self._look_again.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_PERIOD):
+                    await self._look_again.wait()
 
     def measure(self, registry: CollectorRegistry) -> None:
         """Add what is counted at the moment of asking."""
@@ -164,7 +169,7 @@ class Parts:
         if self._config.etcd:
             # Only others' changes are looked at: with the embedded store there are none.
             self.feed.follow_raw(RemoteRuns(self.engine).take)
-        self._bus.on_available(lambda available: self.sweep.request() if available else None)
+        self._bus.on_available(self._bus_changed)
         spawn("feed", self.feed.run())
         spawn("sessions-watch", self._sessions_watch.run())
         spawn("presence", self.presence.run())
@@ -176,6 +181,11 @@ class Parts:
         spawn("tickets", self.tickets.run())
         spawn("inbox", self.inbox.run())
         spawn("health", self._watch_health())
+
+    def _bus_changed(self, available: bool) -> None:
+        self._look_again.set()
+        if available:
+            self.sweep.request()
 
     async def _delete_run(self, namespace: str, run: str) -> None:
         await self.runs.delete(namespace, run)

@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -14,6 +15,7 @@ from conveyor.core import errors
 from conveyor.core.model import Decision, RunState, new_run
 from conveyor.core.plan import Plan, compile_plan
 from conveyor.state import keys
+from conveyor.state.cache import Cache, Versioned
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Guard, KeyValue, Put, Store
 from conveyor.v1 import pipeline_pb2, resource_pb2
@@ -21,6 +23,7 @@ from conveyor.v1 import pipeline_pb2, resource_pb2
 log = structlog.get_logger("conveyor.state")
 
 _PLANS_KEPT = 1024
+_SPEC_BYTES_KEPT = 8 << 20
 _READS_AT_ONCE = 64
 _DELETES_AT_ONCE = 80
 
@@ -66,6 +69,7 @@ class Runs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
+        self._specs = Cache(_SPEC_BYTES_KEPT)
 
     def plan(self, pipeline: pipeline_pb2.Pipeline) -> Plan:
         """The compiled plan of a pipeline; kept, since most runs share one."""
@@ -116,7 +120,10 @@ class Runs:
         namespace, run_id = head.namespace, head.id
         inverted = keys.invert(run_id)
         puts = _changes(decision)
-        puts.append(Put(keys.spec(namespace, run_id), run.spec.SerializeToString()))
+        spec_key, spec = keys.spec(namespace, run_id), run.spec.SerializeToString()
+        puts.append(Put(spec_key, spec))
+        # Watchers ask for it as soon as it is stored; should it never be, nobody asks.
+        self._specs.put(spec_key, Versioned(run.spec, 0), len(spec))
         if not decision.state.terminal:
             active = storage_pb2.ActiveRun(create_time=head.create_time)
             puts.append(Put(keys.active(namespace, run_id), active.SerializeToString()))
@@ -168,11 +175,17 @@ class Runs:
         return StoredRun(state, head_kv.mod_revision, spec)
 
     async def spec(self, namespace: str, run_id: str) -> storage_pb2.RunSpec:
-        """The run's snapshot. Raises errors.NotFound."""
-        kv = await self._store.get(keys.spec(namespace, run_id))
+        """The run's snapshot; it never changes, so those of the newest runs are kept. Raises errors.NotFound."""
+        key = keys.spec(namespace, run_id)
+        known = self._specs.get(key)
+        if known is not None:
+            return cast(storage_pb2.RunSpec, known.object)
+        kv = await self._store.get(key)
         if kv is None:
             raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
-        return storage_pb2.RunSpec.FromString(kv.value)
+        spec = storage_pb2.RunSpec.FromString(kv.value)
+        self._specs.put(key, Versioned(spec, kv.mod_revision), len(kv.value))
+        return spec
 
     async def head(self, namespace: str, run_id: str) -> tuple[storage_pb2.RunHead, int]:
         """The run's head and its revision. Raises errors.NotFound."""

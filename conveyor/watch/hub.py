@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +21,6 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a subscriber hears that the stream lives."""
 
 _SNAPSHOT_BYTES = 1 << 20
-_PIPELINES_KEPT = 1024
 _HEADS_AT_ONCE = 256
 
 
@@ -59,7 +57,6 @@ class Hub:
         self._feed = feed
         self._runs = runs
         self._now = now
-        self._pipelines: OrderedDict[tuple[str, str], pipeline_pb2.Pipeline] = OrderedDict()
         self._open: set[Subscription] = set()
 
     @property
@@ -85,7 +82,6 @@ class Hub:
         key = (namespace, run_id)
         with self._subscribed(lambda delta: (delta.namespace, delta.run) == key, key) as subscription:
             run = await self._runs.load(namespace, run_id)
-            self._keep(key, run.spec.pipeline)
             seen = self._resumable(position, run.revision)
             if seen < 0:
                 if position is not None:
@@ -283,7 +279,7 @@ class Hub:
             view = run_pb2.RunChange(run=basic_run(head, delta.revision))
             if delta.steps:
                 with contextlib.suppress(errors.NotFound):  # deleted since: the run's states are in its head
-                    pipeline = await self._pipeline(delta.namespace, delta.run)
+                    pipeline = (await self._runs.spec(delta.namespace, delta.run)).pipeline
                     view.steps.extend(_steps(pipeline, head, delta.steps))
             delta.view = view
         change = delta.view or run_pb2.RunChange()
@@ -293,19 +289,6 @@ class Hub:
             copy.skipped = skipped
             return copy
         return change
-
-    async def _pipeline(self, namespace: str, run_id: str) -> pipeline_pb2.Pipeline:
-        key = (namespace, run_id)
-        pipeline = self._pipelines.get(key)
-        if pipeline is None:
-            pipeline = (await self._runs.spec(namespace, run_id)).pipeline
-            self._keep(key, pipeline)
-        return pipeline
-
-    def _keep(self, key: RunKey, pipeline: pipeline_pb2.Pipeline) -> None:
-        self._pipelines[key] = pipeline
-        if len(self._pipelines) > _PIPELINES_KEPT:
-            self._pipelines.popitem(last=False)
 
     def _cursor(self, revision: int) -> str:
         return cursors.encode(self._feed.epoch, revision)
