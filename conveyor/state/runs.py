@@ -243,6 +243,7 @@ class Runs:
         for start in range(0, len(steps), _DELETES_AT_ONCE):
             await self._store.commit(guard, (), steps[start : start + _DELETES_AT_ONCE])
         await self._store.commit(guard, (), [keys.head(namespace, run_id), *rest])
+        self._specs.drop(keys.spec(namespace, run_id))
         return head
 
 
