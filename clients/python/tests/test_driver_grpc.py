@@ -521,6 +521,36 @@ async def test_a_server_that_refuses_the_worker_ends_it(serve, refuse):
             await driver.serve()
 
 
+async def test_a_server_that_fails_is_tried_again(serve, refuse):
+    import grpc
+    from google.rpc import error_details_pb2
+
+    from conveyor.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+
+    calls = 0
+    again = asyncio.Event()
+
+    class Failing(WorkerServiceServicer):
+        async def Work(self, request_iterator, context):  # noqa: N802
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                again.set()
+            info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain="conveyor")
+            await refuse(context, grpc.StatusCode.INTERNAL, "something went wrong; it is in the log as 1a2b", info)
+            yield
+
+    driver = Driver("build")
+    driver.reconcile(lambda job: None)
+    async with serve(lambda server: add_WorkerServiceServicer_to_server(Failing(), server)) as address:
+        driver.address = address
+        task = asyncio.create_task(driver.serve())
+        await again.wait()
+        assert not task.done()
+        driver.drain()
+        await task
+
+
 async def test_a_result_that_does_not_count_is_told_to_the_operator(work_server, assignment, caplog):
     driver = Driver("build")
     driver.reconcile(lambda job: None)

@@ -30,6 +30,8 @@ _DRAINED_WITHIN = 5.0
 _FLUSHED_WITHIN = 30.0
 _EXPECTED = frozenset({Disposition.DISPOSITION_ACCEPTED, Disposition.DISPOSITION_DUPLICATE})
 
+_REFUSALS = frozenset({"INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"})
+
 
 class GrpcTransport:
     """A worker on a Work stream. Reconnects by itself; what it holds, it keeps."""
@@ -119,9 +121,7 @@ class GrpcTransport:
             if failure.code in ("FAILED_PRECONDITION", "ABORTED"):
                 # The session is not ours any more: begin a new one.
                 self._session = ""
-            if failure.code != "UNAVAILABLE" and failure.reason and not self._welcomed:
-                raise failure
-            if failure.code == "UNIMPLEMENTED" and not self._welcomed:
+            if _is_refusal(failure) and not self._welcomed:
                 raise failure
             self._connection.failed(address)
             if failure.message != told:
@@ -303,3 +303,8 @@ class GrpcTransport:
 
 def _seconds(duration: Duration, default: float) -> float:
     return duration.seconds + duration.nanos / 1e9 or default
+
+
+def _is_refusal(failure: ApiError) -> bool:
+    """Whether the server has something against this worker; all else may be different the next time."""
+    return failure.code in _REFUSALS or failure.reason == "PROTOCOL_VIOLATION"

@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Coroutine
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +199,8 @@ class JetStreamTransport:
             self._later(message.term())
             return
         assignment = ticket.assignment
+        if assignment.HasField("timeout") and not assignment.HasField("deadline"):
+            assignment.deadline.FromDatetime(datetime.now(UTC) + assignment.timeout.ToTimedelta())
         key = (assignment.run, assignment.step, assignment.attempt)
         held = self._tickets.get(key)
         if (key, assignment.token) in self._answered:

@@ -177,11 +177,12 @@ def _fill(assignment: Assignment, resource: dict[str, Any], metadata: dict[str, 
         assignment.context.CopyFrom(to_struct(_mapping(own["context"], "context")))
     if own.get("params"):
         assignment.params.CopyFrom(to_struct(_mapping(own["params"], "params")))
-    if own.get("deadline"):
-        try:
-            assignment.deadline.FromJsonString(_text(own["deadline"]))
-        except ValueError as error:
-            raise Malformed(f"deadline: {error}") from None
+    for name, field in (("deadline", assignment.deadline), ("timeout", assignment.timeout)):
+        if own.get(name):
+            try:
+                field.FromJsonString(_text(own[name]))
+            except ValueError as error:
+                raise Malformed(f"{name}: {error}") from None
     state = own.get("run_state")
     if state:
         assignment.run_state = _enum(RunState, f"RUN_STATE_{state}")
