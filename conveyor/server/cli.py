@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -102,6 +103,8 @@ def _serve(config: Config) -> None:
     from conveyor.server.app import App, StartupError
 
     logging.configure(config.log_level, config.log_format)
+    # Hardly anything here is cyclic garbage: looking for it as often as by default takes an eighth of the time.
+    gc.set_threshold(50_000, 20, 100)
     # The store's writer is a thread: with the default of 5 ms a busy loop starves it.
     sys.setswitchinterval(0.0005)
 
@@ -125,6 +128,7 @@ def _serve(config: Config) -> None:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
+                gc.freeze()
                 click.echo(f"ready: listening on {', '.join(app.addresses)}")
                 sys.stdout.flush()
                 await stopping
