@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from conveyor.server.nats_child import URL_FILE
 from conveyor.v1 import (
     pipeline_pb2,
     pipeline_service_pb2,
@@ -52,7 +53,7 @@ def server(folder: Path, store: str = "sqlite", arguments: Sequence[str] = ()) -
 
 def nats_url(process: ConveyorServer) -> str:
     """Where the embedded broker of a server listens."""
-    return (process.directory / "data" / "nats" / "nats.url").read_text().strip()
+    return (process.directory / "data" / URL_FILE).read_text().strip()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ class ResultArrived:
 
     `step`, `attempt` and `token` are "", 0 and "" when the driver did not send the resource's metadata back. Exactly
     one of `result` and `invalid` is set; `invalid` says why what the driver sent cannot be a result, so that the step
-    can fail instead of waiting for ever.
+    can fail instead of waiting for ever. `message_id` tells the broker's message from all others, however often it is
+    delivered.
     """
 
     namespace: str
@@ -32,6 +33,7 @@ class ResultArrived:
     driver: str
     result: result_pb2.DriverResult | None
     invalid: str = ""
+    message_id: bytes = b""
 
 
 InboxEvent = RunCreated | ResultArrived

@@ -8,13 +8,13 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from conveyor.bus import wire
 from conveyor.bus.errors import BusError, BusUnavailable, Retry, Undecodable
-from conveyor.bus.events import InboxEvent
+from conveyor.bus.events import InboxEvent, ResultArrived
 from conveyor.bus.jetstream import JetStream
 from conveyor.bus.pull import Delivery, Pull
 from conveyor.bus.session import Session, cancel_and_wait
@@ -175,6 +175,8 @@ class Inbox:
             if event is None:
                 _log.info("bus.inbox.ignored", subject=delivery.subject, why="only older servers care about it")
                 return b"+ACK"
+            if isinstance(event, ResultArrived):
+                event = replace(event, message_id="{} {}".format(*delivery.identity).encode())
             await self._handler(event)
         except Undecodable as error:
             return await self._refuse(delivery, str(error))

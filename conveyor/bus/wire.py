@@ -30,6 +30,7 @@ TOKEN = "conveyor.token"
 DRIVER = "conveyor.driver"
 PIPELINE = "conveyor.pipeline"
 DEADLINE = "conveyor.deadline"
+TIMEOUT = "conveyor.timeout"
 MAX_ATTEMPTS = "conveyor.max_attempts"
 RUN_STATE = "conveyor.run_state"
 CONTEXT = "conveyor.context"
@@ -146,6 +147,7 @@ def _metadata(assignment: worker_pb2.Assignment, steps: Sequence[str]) -> dict[s
         DRIVER: assignment.driver,
         PIPELINE: assignment.pipeline,
         DEADLINE: assignment.deadline.ToJsonString() if assignment.HasField("deadline") else "",
+        TIMEOUT: assignment.timeout.ToJsonString() if assignment.HasField("timeout") else "",
         MAX_ATTEMPTS: str(assignment.max_attempts or ""),
         RUN_STATE: run_pb2.RunState.Name(assignment.run_state).removeprefix("RUN_STATE_")
         if assignment.run_state

@@ -67,7 +67,7 @@ class Dispatcher:
     def _consumer(self, namespace: str, driver: str, definition: str) -> tuple[str, run_pb2.StepReason.ValueType, str]:
         if self.tickets is None:
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
-        # A driver with gRPC workers gets no tickets: they take over as soon as one is free.
+        # A driver with gRPC workers, here or at another replica, gets no tickets: they take over once one is free.
         if self._pool.workers(namespace, driver):
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
         return self.tickets.consumer(namespace, driver, definition)

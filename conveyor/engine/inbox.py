@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import structlog
 
@@ -46,6 +47,8 @@ class Inbox:
                     run=event.run, step=event.step, attempt=event.attempt, token=event.token, result=event.result
                 )
                 received = result_event(report, event.driver)
+            if not event.step:
+                received = replace(received, message_id=event.message_id)
             decision = await self._engine.handle(event.namespace, event.run, received)
         except (errors.NotFound, ValueError) as error:
             log.warning("result_refused", run_id=event.run, error=str(error))
