@@ -101,8 +101,10 @@ def get(connection: sqlite3.Connection, key: str) -> KeyValue | None:
 def list_keys(connection: sqlite3.Connection, after: str, start: str, end: str, limit: int, keys_only: bool) -> Listing:
     """One page of the range from `start` up to `end` ("": no end), beyond the key `after`."""
     value = "x''" if keys_only else "value"
-    query = f"SELECT key, {value}, mod FROM kv WHERE key > ? AND key >= ? {'AND key < ?' if end else ''} ORDER BY key"
-    arguments: list[str | int] = [after, start]
+    # One lower bound: of two, SQLite would take the first for its search and read all that lies between them.
+    lower, bound = ("key > ?", after) if after >= start else ("key >= ?", start)
+    query = f"SELECT key, {value}, mod FROM kv WHERE {lower} {'AND key < ?' if end else ''} ORDER BY key"
+    arguments: list[str | int] = [bound]
     if end:
         arguments.append(end)
     if limit:
