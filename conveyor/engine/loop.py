@@ -32,7 +32,12 @@ __all__ = ["Engine", "cancellation"]
 
 log = structlog.get_logger("conveyor.engine")
 
-_RUNS_KEPT = 4096
+_RUNS_KEPT = 16_384
+"""States in hand; a sweep over many unfinished runs would otherwise read most of them each time."""
+
+_SPEC_BYTES_KEPT = 64 << 20
+"""Snapshots of runs in hand, as they are stored; in memory they take several times that."""
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -44,6 +49,7 @@ class _Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     run: StoredRun | None = None
     users: int = 0
+    weight: int = 0
 
 
 class Engine(Handover):
@@ -67,6 +73,7 @@ class Engine(Handover):
         self.unattached: dict[str, dict[str, Held]] = {}  # by session, then token: known before their worker is back
         self.own_revisions = OwnRevisions()
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
+        self._weight = 0
 
     # Events
 
@@ -112,6 +119,7 @@ class Engine(Handover):
                 run = entry.run
                 if run is None:
                     run = entry.run = await self.runs.load(*key)
+                    self._weigh(entry, run)
                     current = True
                 now = self.now()
                 decision = apply(run.state, event, now, random.random())
@@ -188,25 +196,34 @@ class Engine(Handover):
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry()
-            if len(self._entries) > _RUNS_KEPT:
+            if len(self._entries) > _RUNS_KEPT or self._weight > _SPEC_BYTES_KEPT:
                 self._evict()
         else:
             self._entries.move_to_end(key)
         return entry
 
+    def _weigh(self, entry: _Entry, run: StoredRun) -> None:
+        """Count what the run's snapshot takes, once."""
+        if not entry.weight:
+            entry.weight = run.spec.ByteSize()
+            self._weight += entry.weight
+
     def _evict(self) -> None:
-        """Forget the states that were longest unused.
+        """Forget an eighth of the states, those that were longest unused.
 
         Not those that somebody has or waits for: with two locks of one run, its events would overtake each other.
         """
-        for key in list(itertools.islice(self._entries, _RUNS_KEPT // 8)):
+        for key in list(itertools.islice(self._entries, len(self._entries) // 8)):
             if not self._entries[key].users:
-                del self._entries[key]
+                self._drop(key)
+
+    def _drop(self, key: RunKey) -> None:
+        self._weight -= self._entries.pop(key).weight
 
     def _drop_if_done(self, key: RunKey, entry: _Entry) -> None:
         """Forget a run that has ended or is not there, once nobody waits for it."""
         if not entry.users and (entry.run is None or entry.run.state.terminal) and self._entries.get(key) is entry:
-            del self._entries[key]
+            self._drop(key)
 
     # What follows a commit
 
@@ -223,6 +240,7 @@ class Engine(Handover):
         entry = self._entry(key)
         if entry.run is None or entry.run.revision < run.revision:
             entry.run = run
+            self._weigh(entry, run)
         self._follow(key, run, decision, dispatch)
         self._drop_if_done(key, entry)
         self.metrics.run_created(run.head)
@@ -275,15 +293,24 @@ class Engine(Handover):
             entry.run = None
             self._drop_if_done((namespace, run_id), entry)
 
-    async def run(self, namespace: str, run_id: str) -> StoredRun:
-        """The run as it is in hand, else as it is stored. Raises errors.NotFound and the store's errors."""
+    async def run(self, namespace: str, run_id: str, *, keep: bool = False) -> StoredRun:
+        """The run as it is in hand, else as it is stored, and then in hand if `keep`.
+
+        Raises errors.NotFound, Unreadable and the store's errors.
+        """
         key = (namespace, run_id)
         in_hand = self._in_hand(key)
         if in_hand is not None:
             return in_hand
         stored = await self.runs.load(namespace, run_id)
         in_hand = self._in_hand(key)
-        return in_hand if in_hand is not None and in_hand.revision > stored.revision else stored
+        if in_hand is not None and in_hand.revision > stored.revision:
+            return in_hand
+        if keep and not stored.state.terminal and key not in self._entries:
+            entry = self._entry(key)
+            entry.run = stored
+            self._weigh(entry, stored)
+        return stored
 
     def _in_hand(self, key: RunKey) -> StoredRun | None:
         entry = self._entries.get(key)

@@ -64,7 +64,7 @@ class Sweep:
 
     async def _look(self, namespace: str, run_id: str) -> None:
         try:
-            run = await self._engine.run(namespace, run_id)
+            run = await self._engine.run(namespace, run_id, keep=True)
         except errors.NotFound:
             if await self._store.get(keys.head(namespace, run_id)) is None:
                 await self._store.commit((), (), [keys.active(namespace, run_id)])

@@ -153,16 +153,18 @@ class Runs:
 
     async def load(self, namespace: str, run_id: str) -> StoredRun:
         """The run with all its steps. Raises errors.NotFound, and Unreadable."""
+        prefix, head_key = keys.run_prefix(namespace, run_id), keys.head(namespace, run_id)
         while True:
-            head_kv, spec_kv = await asyncio.gather(
-                self._store.get(keys.head(namespace, run_id)), self._store.get(keys.spec(namespace, run_id))
+            listing, spec_kv = await asyncio.gather(
+                self._store.list(prefix), self._store.get(keys.spec(namespace, run_id))
             )
+            head_kv = next((kv for kv in listing.items if kv.key == head_key), None)
             if head_kv is None or spec_kv is None:
                 raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
-            listing = await self._store.list(keys.steps_prefix(namespace, run_id))
-            # Steps are written with the head: had one changed since, the steps would belong to a newer head.
-            if all(kv.mod_revision <= head_kv.mod_revision for kv in listing.items):
-                return self._decode(head_kv, spec_kv.value, [kv.value for kv in listing.items])
+            steps = [kv for kv in listing.items if kv is not head_kv]
+            # Steps are written with the head. One that is newer was read later, as part of another page.
+            if all(kv.mod_revision <= head_kv.mod_revision for kv in steps):
+                return self._decode(head_kv, spec_kv.value, [kv.value for kv in steps])
 
     def _decode(self, head_kv: KeyValue, spec_value: bytes, step_values: Sequence[bytes]) -> StoredRun:
         try:
