@@ -102,9 +102,18 @@ class ConveyorServer:
 
     def signal_and_wait(self, number: int, within: float) -> int:
         """Send a signal, and wait for the end; returns the exit code."""
+        self.send(number)
+        return self.wait(within)
+
+    def send(self, number: int) -> None:
+        """Send a signal to a process that lives."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(number)
+
+    def wait(self, within: float = 30.0) -> int:
+        """Wait for the end; returns the exit code."""
+        assert self._process is not None
         code = self._process.wait(within)
         if self._process.stdout is not None:
             self._process.stdout.close()
