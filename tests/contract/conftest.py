@@ -15,6 +15,9 @@ from structlog.testing import capture_logs
 from conveyor.store import open_sqlite
 from conveyor.store.port import Store
 from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.jetstream import Belted
+from tests.support.nats import NatsServer
+from tests.support.older import Older
 from tests.support.rig import Behaviour, Replica, Worker, ok
 from tests.support.stores import BACKENDS, Backend, EtcdBackend, SqliteBackend
 
@@ -130,3 +133,33 @@ async def workers() -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
     yield connect
     for worker in connected:
         await worker.cut()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[NatsServer]:
+    """A broker that the test may break."""
+    server = NatsServer(tmp_path / "nats").start()
+    yield server
+    server.kill()
+
+
+@pytest_asyncio.fixture
+async def belted(embedded: Store, broker: NatsServer) -> AsyncIterator[Belted]:
+    """A replica with a broker."""
+    with capture_logs():
+        replica = await Belted(embedded, broker).start()
+        yield replica
+        await replica.kill()
+
+
+@pytest_asyncio.fixture
+async def older(broker: NatsServer) -> AsyncIterator[Callable[..., Older]]:
+    """Makes older drivers: `older(name, work, …)`; all are gone at the end."""
+    made: list[Older] = []
+
+    def make(name: str, *arguments: Any, **kind: Any) -> Older:
+        made.append(Older(broker.url, name, *arguments, **kind))
+        return made[-1]
+
+    yield make
+    await asyncio.gather(*(driver.stop() for driver in made))

@@ -13,7 +13,8 @@ from conveyor.engine.tickets import JetStreamTickets
 from conveyor.store.port import Store
 from conveyor.v1 import run_pb2
 from tests.support.nats import NatsServer
-from tests.support.rig import Replica, until
+from tests.support.older import Older
+from tests.support.rig import Replica, step, until
 
 
 class Belted(Replica):
@@ -70,6 +71,34 @@ class Belted(Replica):
     def out(self) -> int:
         """Tickets that are out."""
         return len(self.tickets._out)
+
+    async def undelivered(self, driver: Older) -> str:
+        """A run whose step `a` has its ticket on the broker, where nobody was given it."""
+        self.tickets._takers.interest(("default", driver.name))
+        await driver.connect()
+        # A pull request for one message: the second ticket stays.
+        await driver.pull(1)
+        await until(lambda: self.tickets.consumer("default", driver.name, "app")[0])
+        taken = await self.launch(step("taken", driver=driver.name))
+        await until(lambda: driver.tickets)
+        run = await self.launch(step("a", driver=driver.name))
+        await self.until_stored(run, "a")
+        await self.ended(taken)
+        assert driver.runs == [taken]
+        return run
+
+    async def until_stored(self, run: str, name: str) -> None:
+        """Waits until it is stored where the ticket of a step is."""
+
+        async def stored() -> bool:
+            return (await self.record(run, name)).ticket.sequence > 0
+
+        await until(stored)
+
+    async def at_rest(self) -> None:
+        """Waits until nothing is under way, and then nothing must be left."""
+        await until(lambda: not self.engine._tasks)
+        self.assert_at_rest()
 
     def assert_at_rest(self) -> None:
         super().assert_at_rest()
