@@ -124,9 +124,8 @@ async def test_f64_a_stream_is_told_why_it_ends(belt: Belt) -> None:
     await asyncio.to_thread(belt.site.server.start)
 
 
-async def test_f64_a_second_signal_ends_a_drain_at_once(belt: Belt, tmp_path: Path) -> None:
-    arguments = ["--nats", belt.site.nats.url, "--drain-timeout", "10m"]
-    server = ConveyorServer(tmp_path / "server", arguments).start()
+async def test_f64_a_second_signal_ends_a_drain_at_once(tmp_path: Path) -> None:
+    server = ConveyorServer(tmp_path / "server", ["--drain-timeout", "10m"]).start()
     try:
         async with grpc.aio.insecure_channel(server.address, options=NO_PROXY) as channel:
             # A call that goes on as long as the client wants.

@@ -1,0 +1,96 @@
+"""The settings of `conveyor server`: where they come from, which one wins, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli
+
+PRODUCTION = ("--etcd", "http://127.0.0.1:2379", "--nats", "nats://127.0.0.1:4222")
+
+
+def checked(*arguments: str, **environment: str) -> dict[str, str]:
+    """What --check-config prints."""
+    done = Cli(**environment)("server", "start", "--check-config", *arguments)
+    assert (done.code, done.err) == (0, "")
+    return dict(line.split(" = ", 1) for line in done.out.splitlines())
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "conveyor.toml"
+    file.write_text(
+        'listen = ["127.0.0.1:1", "127.0.0.2:1"]\nsession_ttl = "20s"\nmax_runs = 5\nlog_level = "debug"\n'
+        'etcd = ["http://a:2379"]\nnats = ["nats://b:4222"]\n'
+    )
+    found = checked(
+        *("--config", str(file), "--log-level", "error"),
+        CONVEYOR_SESSION_TTL="30s",
+        CONVEYOR_LOG_LEVEL="warning",
+    )
+    assert found["listen"] == "127.0.0.1:1,127.0.0.2:1"
+    assert (found["session_ttl"], found["max_runs"], found["log_level"]) == ("30.0", "5", "error")
+    assert (found["etcd"], found["nats"]) == ("http://a:2379", "nats://b:4222")
+    assert found["sweep_period"] == "60.0"
+
+
+def test_secrets_are_not_shown() -> None:
+    found = checked(*PRODUCTION, CONVEYOR_ETCD_PASSWORD="hunter2", CONVEYOR_NATS_TOKEN="hunter2")
+    assert (found["etcd_password"], found["nats_token"], found["nats_password"]) == ("***", "***", "")
+
+
+BAD = {
+    "no store": ((), "--etcd"),
+    "no broker": (("--etcd", "http://127.0.0.1:2379"), "--nats"),
+    "a port that is none": ((*PRODUCTION, "--listen", "127.0.0.1:99999"), "is not an address"),
+    "no port": ((*PRODUCTION, "--listen", "127.0.0.1"), "is not an address"),
+    "a bare v6 address": ((*PRODUCTION, "--listen", "::1"), "is not an address"),
+    "no address": ((*PRODUCTION, "--listen", ","), "name at least one address"),
+    "open to all": ((*PRODUCTION, "--listen", "0.0.0.0:7460"), "--insecure"),
+    "open to all by IPv6": ((*PRODUCTION, "--listen", "[::]:7460"), "--insecure"),
+    "open by name": ((*PRODUCTION, "--listen", "127.0.0.1:1,host.example:7460"), "host.example"),
+    "a bare number": ((*PRODUCTION, "--session-ttl", "90"), "write it with units"),
+    "too short": ((*PRODUCTION, "--session-ttl", "1s"), "from 3s to 1h"),
+    "a lease too short": ((*PRODUCTION, "--lease-ttl", "1s"), "from 2s to 10m"),
+    "below zero": ((*PRODUCTION, "--max-runs", "-1"), "must not be negative"),
+    "no number": ((*PRODUCTION, "--max-runs", "many"), "many"),
+    "an unknown level": ((*PRODUCTION, "--log-level", "loud"), "debug, info, warning, error"),
+    "a certificate alone": ((*PRODUCTION, "--tls-cert", "/dev/null"), "go together"),
+    "clients' authority alone": ((*PRODUCTION, "--tls-client-ca", "/dev/null"), "tls_cert"),
+    "a file that is not there": ((*PRODUCTION, "--etcd-ca", "/nowhere/ca.pem"), "/nowhere/ca.pem cannot be read"),
+    "a configuration that is not there": ((*PRODUCTION, "--config", "/nowhere/conveyor.toml"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_wrong_setting_is_named_with_what_to_write(case: str) -> None:
+    arguments, told = BAD[case]
+    done = Cli()("server", "start", *arguments)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: ")
+    assert told in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("listen = 5.5", "listen must be text"),
+        ('session-ttl = "5s"', "there is no setting session-ttl"),
+        ("max_runs = ", "is not TOML"),
+        ('log_level = "loud"', "conveyor.toml: log_level"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "conveyor.toml"
+    file.write_text(text)
+    done = Cli()("server", "start", *PRODUCTION, "--config", str(file))
+    assert (done.code, told in done.err, str(file) in done.err) == (1, True, True)
+
+
+def test_a_wrong_variable_is_named() -> None:
+    done = Cli(CONVEYOR_SWEEP_PERIOD="soon")("server", "start", *PRODUCTION)
+    assert done.code == 1
+    assert "CONVEYOR_SWEEP_PERIOD" in done.err
+    assert "is not a duration" in done.err
