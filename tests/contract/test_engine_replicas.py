@@ -52,7 +52,7 @@ async def pair(
         server = Etcd(binary(request.param.removeprefix("etcd-")), tmp_path / "etcd")
         await asyncio.to_thread(server.start)
         stores += [await open_etcd([server.url], compaction_interval=0) for _ in range(2)]
-    kind = {"shared": True, "clock": clock, "ttl": 1.5, "lease": 1.0}
+    kind = {"shared": True, "clock": clock, "lease": 1.0}
     one = await start_replica("one", store=stores[0], **kind)
     two = await start_replica("two", store=stores[-1], **kind)
     yield one, two
@@ -160,11 +160,12 @@ async def test_a_result_is_not_judged_by_a_state_that_is_out_of_date(
 
 async def test_a_worker_that_moves_takes_its_work_along(pair: tuple[Replica, Replica], workers: Connect) -> None:
     one, two = pair
-    a = await workers(one, "a", mute)
     run = await one.launch(step("a"))
-    given = await a.next_given()
     # Its new server has an older state of the run in hand.
     two.engine.outdated = lambda *args: None  # type: ignore[method-assign]
+    await two.engine.run("default", run, keep=True)
+    a = await workers(one, "a", mute)
+    given = await a.next_given()
     for target in (two, one, two):
         session = a.session
         await a.cut()
@@ -193,6 +194,7 @@ async def test_one_leads_and_the_other_follows_when_it_is_gone(pair: tuple[Repli
 
 async def test_steps_of_a_dead_replica_run_elsewhere(pair: tuple[Replica, Replica], workers: Connect) -> None:
     one, two = pair
+    one.sessions.ttl, one.sessions.heartbeat = 1.5, 0.5
     a = await workers(one, "a", mute)
     run = await one.launch(step("a"))
     await a.next_given()

@@ -295,10 +295,10 @@ async def test_an_unknown_run_leaves_nothing_behind(replica: Replica) -> None:
 
 
 async def test_a_broadcast_goes_to_the_drivers_that_listen(replica: Replica, workers: Connect) -> None:
+    anything = await workers(replica, "a")
     a = await workers(replica, "a", definitions=["app"])
     b = await workers(replica, "b", fail, definitions=["app", "job"])
     c = await workers(replica, "c", definitions=["job"])
-    anything = await workers(replica, "a")
     run = await replica.launch()
     assert (await replica.ended(run)).state == RUN_FAILED
     assert await replica.states(run) == [SUCCEEDED, FAILED]

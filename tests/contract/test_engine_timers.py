@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
+from conveyor.core import deadlines
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.timers import Timers
@@ -123,6 +124,21 @@ async def test_a_step_that_takes_too_long_is_told_to_stop_and_tried_again(replic
     head = await replica.ended(run)
     record = await replica.record(run, "a")
     assert (head.state, record.state, record.reason) == (RUN_FAILED, FAILED, run_pb2.STEP_REASON_TIMED_OUT)
+
+
+async def test_the_place_of_a_worker_that_does_not_stop_is_free_after_the_grace_time(
+    replica: Replica, workers: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "TIMEOUT_GRACE", SECOND // 20)
+    a = await workers(replica, "a", mute)
+    run = await replica.launch(step("a", timeout=seconds(60)))
+    await a.next_given()
+    replica.clock.advance(61)
+    await replica.ended(run)
+    await until(lambda: replica.held == 0)
+    assert a.acks == []
+    other = await replica.launch(step("a"))
+    assert (await a.next_given(2)).run == other
 
 
 async def test_a_step_that_nobody_takes_fails_at_its_queue_timeout(replica: Replica) -> None:

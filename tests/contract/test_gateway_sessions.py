@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -135,6 +136,8 @@ async def test_streams_of_one_session_at_the_same_time_leave_one_that_works(repl
     await until(lambda: replica.engine.pool.session(first.session).outbox is None)  # type: ignore[union-attr]
     replica.store.hold.set()
     await asyncio.gather(*connecting, return_exceptions=True)
+    await until(lambda: sum(other.error is None for other in others) == 1)
+    assert {reason(other.error) for other in others if other.error} == {"SESSION_TAKEN_OVER"}
     run = await replica.launch(step("a"))
     assert (await replica.ended(run)).state == RUN_SUCCEEDED
     assert len(replica.sessions) == 1
@@ -185,6 +188,7 @@ async def test_a_server_that_was_stopped_itself_loses_no_worker(start_replica: S
     for session in replica.sessions._sessions.values():
         session.last_sign -= 100
     replica.sessions.forgive(100)
+    assert all(time.monotonic() - s.last_sign < 50 for s in replica.sessions._sessions.values())
     await a.answer(given)
     assert (await replica.ended(run)).state == RUN_SUCCEEDED
     assert (await replica.record(run, "a")).losses == 0
@@ -274,6 +278,20 @@ async def test_a_claim_that_was_under_way_is_not_sent_after_drained(replica: Rep
     await replica.in_state(prepared.run_id, "a", QUEUED)
     assert a.given == []
     assert replica.held == 0
+
+
+async def test_what_was_not_sent_before_drained_goes_to_others(replica: Replica, workers: Connect) -> None:
+    a = await workers(replica, "a", mute)
+    prepared = replica.prepare(step("a"))
+    revision = await replica.store.commit(prepared.guards, prepared.puts)
+    session = replica.sessions._sessions[a.session]
+    assert session.outbox is not None
+    await replica.launcher.launched(prepared, revision)  # in the outbox; its writer has not run yet
+    replica.sessions.drain(session, session.outbox)
+    await replica.in_state(prepared.run_id, "a", QUEUED)
+    b = await workers(replica, "a")
+    assert (await replica.ended(prepared.run_id)).state == RUN_SUCCEEDED
+    assert (len(a.given), len(b.given)) == (0, 1)
 
 
 async def test_sessions_that_never_came_to_be_are_ended(start_replica: StartReplica, workers: Connect) -> None:
