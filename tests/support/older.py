@@ -94,6 +94,11 @@ class Older:
                         return
                 await asyncio.sleep(0.02)
 
+    async def call(self, endpoint: str) -> None:
+        """Asks JetStream for something, as an operator might."""
+        answer = await self._client.request(f"$JS.API.{endpoint}")
+        assert "error" not in json.loads(answer.data), answer.data
+
     async def start(self) -> Older:
         """Connects, and takes all that comes."""
         await self.connect()
