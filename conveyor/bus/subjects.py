@@ -7,6 +7,7 @@ definitions and steps are `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, so none holds a dot, 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 DEFAULT_NAMESPACE = "default"
@@ -126,6 +127,7 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
+@lru_cache(4096)
 def matches(filter_subject: str, subject: str) -> bool:
     """Whether a consumer with this filter gets messages of this subject."""
     filters, tokens = filter_subject.split("."), subject.split(".")

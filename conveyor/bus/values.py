@@ -13,6 +13,8 @@ MAX_NESTING = 32
 
 _EXACT = 1 << 53
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 class BadValue(ValueError):
     """The value cannot be kept as it is; the text says where and why."""
@@ -20,7 +22,7 @@ class BadValue(ValueError):
 
 def dumps(value: Any) -> str:
     """Compact JSON text, not escaped beyond need."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
 
 
 def loads(body: bytes | str) -> Any:
