@@ -111,7 +111,7 @@ class Handover(ABC):
         if record is None:
             return
         waiter = Waiter(head.namespace, step.driver, head.definition, head.id, index, run.state.plan.broadcast)
-        self.pool.wait(waiter, record.ready_time)
+        self.pool.wait(waiter, record.ready_time, run.revision)
         if self.tickets is not None and not self.pool.workers(head.namespace, step.driver):
             self.tickets.wait(waiter)
         self.pump(head.namespace, step.driver)

@@ -94,7 +94,7 @@ class RemoteRuns:
             except (DecodeError, ValueError) as error:
                 log.debug("change_not_readable", key=change.key, error=str(error))
         for key in queued:
-            self._engine.spawn(self._resume(*key))
+            self._engine.spawn(self._resume(*key, changes.revision))
         for key in stopped:
             self._engine.spawn(self._stop(*key, changes.revision))
 
@@ -120,13 +120,16 @@ class RemoteRuns:
         head = storage_pb2.RunHead.FromString(change.value) if change.value is not None else None
         if head is None or head.state in TERMINAL_RUN:
             engine.timers.forget((namespace, run))
-        for index in list(engine.pool.waiting_steps(run)):
+        # The watch may be behind: what this process has put into a row since stays there.
+        for index in engine.pool.waited_before(run, change.mod_revision):
             if head is None or head.step_states[index] != run_pb2.STEP_STATE_QUEUED:
                 engine.leave_row(run, index)
 
-    async def _resume(self, namespace: str, run: str) -> None:
+    async def _resume(self, namespace: str, run: str, revision: int) -> None:
         try:
             stored = await self._engine.run(namespace, run)
+            if stored.revision < revision:  # in use, so that it could not be forgotten
+                stored = await self._engine.runs.load(namespace, run)
         except (errors.DomainError, StoreError):
             return  # Gone, or the sweep will look at it.
         if not stored.state.terminal:

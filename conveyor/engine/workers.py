@@ -131,7 +131,7 @@ class Pool:
         self._belts: dict[DriverKey, _Belt] = {}
         self._by_session: dict[str, Worker] = {}
         self._by_token: dict[str, Worker] = {}
-        self._waiting: dict[str, dict[int, tuple[Waiter, int]]] = {}  # by run, then step
+        self._waiting: dict[str, dict[int, tuple[Waiter, int, int]]] = {}  # by run, then step
         self._order = itertools.count()
 
     def __iter__(self) -> Iterator[Worker]:
@@ -220,13 +220,18 @@ class Pool:
 
     # Steps that wait
 
-    def wait(self, waiter: Waiter, ready_time: int) -> None:
-        """Put a step into the row of its driver, by the time since which it waits; once."""
+    def wait(self, waiter: Waiter, ready_time: int, revision: int = 0) -> None:
+        """Put a step into the row of its driver, by the time since which it waits; once.
+
+        `revision` is that of the state in which it waits.
+        """
         steps = self._waiting.setdefault(waiter.run, {})
-        if waiter.index in steps:
+        known = steps.get(waiter.index)
+        if known is not None:
+            steps[waiter.index] = (known[0], known[1], max(revision, known[2]))
             return
         order = next(self._order)
-        steps[waiter.index] = (waiter, order)
+        steps[waiter.index] = (waiter, order, revision)
         belt = self._belts.setdefault((waiter.namespace, waiter.driver), _Belt())
         row = belt.rows.setdefault((waiter.definition, waiter.broadcast), _Row())
         row.push(ready_time, order, waiter)
@@ -239,7 +244,7 @@ class Pool:
             return None
         if not steps:
             del self._waiting[run]
-        waiter, order = found
+        waiter, order, _ = found
         key, name = (waiter.namespace, waiter.driver), (waiter.definition, waiter.broadcast)
         belt = self._belts[key]
         row = belt.rows[name]
@@ -280,8 +285,12 @@ class Pool:
 
     def waiting_runs(self) -> set[tuple[str, str]]:
         """Namespace and id of the runs that have steps in a row."""
-        return {(waiter.namespace, run) for run, steps in self._waiting.items() for waiter, _ in steps.values()}
+        return {(waiter.namespace, run) for run, steps in self._waiting.items() for waiter, *_ in steps.values()}
 
     def waiting_steps(self, run: str) -> Collection[int]:
         """The run's steps that are in a row."""
         return self._waiting.get(run, ())
+
+    def waited_before(self, run: str, revision: int) -> list[int]:
+        """The run's steps that are in a row because of a state older than the revision."""
+        return [index for index, (_, _, since) in self._waiting.get(run, {}).items() if since < revision]

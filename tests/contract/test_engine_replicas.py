@@ -15,14 +15,16 @@ import pytest_asyncio
 
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
+from conveyor.engine.remote import RemoteRuns
 from conveyor.engine.results import result_event
 from conveyor.state import keys
 from conveyor.store import open_etcd, open_sqlite
-from conveyor.store.port import Put, Store
+from conveyor.store.port import Change, Changes, Put, Store
 from conveyor.v1 import result_pb2, run_pb2
 from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.rig import (
     GRAPH,
+    QUEUED,
     RUN_CANCELLED,
     RUN_SUCCEEDED,
     Clock,
@@ -250,3 +252,30 @@ async def test_a_process_that_was_stopped_does_not_lead(start_replica: StartRepl
     assert replica.presence.leading_for < 0
     await replica.presence.renew()
     assert 0 <= replica.presence.leading_for < 5
+
+
+async def test_old_news_takes_no_step_out_of_its_row(pair: tuple[Replica, Replica], workers: Connect) -> None:
+    """The watch tells of a change by the other replica when this one has long moved the run on."""
+    one, two = pair
+    run = await two.launch(step("a"), step("b"))
+    before = await two.store.get(keys.head("default", run))
+    assert before is not None
+    a = await workers(one, "a")
+    await one.in_state(run, "b", QUEUED)
+    await until(lambda: one.engine.pool.waiting("default", "b") == 1)
+    old = Change(before.key, before.value, None, before.mod_revision)
+    RemoteRuns(one.engine).take(Changes(before.mod_revision, (old,)))
+    assert one.engine.pool.waiting("default", "b") == 1
+    assert len(a.given) == 1
+
+
+async def test_a_step_that_waits_is_looked_at_as_it_is_now(
+    pair: tuple[Replica, Replica], workers: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is in use here while the other replica queues its next step: what is in hand is older than the news."""
+    one, two = pair
+    run = await one.launch(step("a"), step("b"))
+    await two.engine.run("default", run, keep=True)
+    monkeypatch.setattr(two.engine, "outdated", lambda *args: None)
+    await workers(one, "a")
+    await until(lambda: two.engine.pool.waiting("default", "b") == 1)
