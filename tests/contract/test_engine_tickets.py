@@ -93,18 +93,24 @@ async def test_a_consumer_without_the_filter_gets_no_tickets(belted: Belted, old
     assert (await belted.ended(run)).state == RUN_SUCCEEDED
 
 
-async def test_a_driver_between_two_short_pulls_still_takes_tickets(belted: Belted, older: MakeOlder) -> None:
+async def test_a_driver_between_two_pulls_still_takes_tickets(
+    belted: Belted, older: MakeOlder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor.engine.ticket_takers._BETWEEN_PULLS", 60.0)
     belted.tickets._takers.interest(("default", "a"))
     driver = await older("a").connect()
-    await driver.pull(1, 0.3)
+    await driver.pull()
     await until(lambda: belted.tickets.consumer("default", "a", "app")[0])
+    await driver.stop()
 
-    def ended() -> bool:
-        state = belted.bus.consumers.state("default", "a")
+    async def ended() -> bool:
+        state = await belted.bus.consumers.refresh("default", "a")
         return state is not None and not state.pulling
 
     await until(ended)
     assert belted.tickets.consumer("default", "a", "app")[0] == "a"
+    monkeypatch.setattr("conveyor.engine.ticket_takers._BETWEEN_PULLS", 0.0)
+    assert belted.tickets.consumer("default", "a", "app")[0] == ""
 
 
 async def test_while_the_broker_is_away_steps_wait_and_go_on_by_themselves(belted: Belted, older: MakeOlder) -> None:
