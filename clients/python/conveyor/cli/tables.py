@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import Row
-from conveyor.cli.times import age, length
+from conveyor.cli.times import age, length, time_of
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
@@ -105,11 +105,15 @@ def attempt(step: StepRun) -> str:
 
 def step_message(step: StepRun) -> str:
     """What there is to say about a step."""
+    since = time_of(step, "queue_time")
+    # Of later attempts nobody knows since when they wait.
+    waits = since is not None and step.state == StepState.STEP_STATE_QUEUED and step.attempt <= 1
     marks = [
         mark
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
             ("taken over", step.inherited),
+            (f"since {since:%Y-%m-%dT%H:%M:%SZ}", waits and step.message),
         )
         if holds
     ]
