@@ -167,6 +167,20 @@ async def test_a_worker_that_falls_silent_is_lost_and_its_step_tried_elsewhere(
     assert [each.token for each in silent.welcome.revoked] == [given.token]
 
 
+async def test_a_lost_worker_gives_back_all_hundred_steps_of_a_run(
+    start_replica: StartReplica, workers: Connect
+) -> None:
+    """More than one commit can take."""
+    replica = await start_replica(ttl=1.0)
+    gone = await workers(replica, "a", mute, slots=100)
+    run = await replica.launch(*(step(f"s{i}", driver="a") for i in range(100)), order=pipeline_pb2.ORDER_GRAPH)
+    await gone.next_given(100)
+    await gone.cut()
+    other = await workers(replica, "a", slots=100)
+    assert (await replica.ended(run)).state == RUN_SUCCEEDED
+    assert {given.attempt for given in other.given} == {2}
+
+
 async def test_a_worker_that_breaks_off_is_lost_when_it_stays_away(
     start_replica: StartReplica, workers: Connect
 ) -> None:
