@@ -282,7 +282,8 @@ class JetStreamTickets:
 
     def _check_soon(self, out: _Out) -> None:
         """Ask the broker what became of a ticket, unless it is being asked, or was not given it yet."""
-        if out.receipt is not None and not out.delivered and not out.checking:
+        known = self._out.get(out.token) is out
+        if known and out.receipt is not None and not out.delivered and not out.checking:
             out.checking = True
             self._engine.spawn(self._check(out, out.receipt))
 
@@ -291,8 +292,9 @@ class JetStreamTickets:
             async with self._checks:
                 fate = await self._bus.tickets.fate(*out.key, receipt, out.consumer_created)
         except BusError as error:
-            # Asked again by the next sweep, and when the broker is back.
             log.debug("ticket_not_found", run_id=out.run, error=str(error))
+            if self._bus.available:  # Else asked again when it is.
+                asyncio.get_running_loop().call_later(_LOOK_PERIOD, self._check_soon, out)
             return
         finally:
             out.checking = False

@@ -210,6 +210,18 @@ async def test_a_lost_ticket_is_published_again(
     await belted.at_rest()
 
 
+async def test_a_step_whose_ticket_and_consumer_are_gone_waits_for_its_driver(belted: Belted, older: MakeOlder) -> None:
+    driver = older("a")
+    run = await belted.undelivered(driver)
+    await belted.jetstream.call("STREAM.DELETE.messages")
+    assert await belted.because(run, "a", "NO_WORKER") == "no worker of driver a is connected"
+    await driver.create()
+    await driver.pull(100)
+    assert (await belted.ended(run)).state == RUN_SUCCEEDED
+    assert driver.runs.count(run) == 1
+    await belted.at_rest()
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_ticket_survives_the_broker(belted: Belted, older: MakeOlder, how: str) -> None:
     driver = older("a")
