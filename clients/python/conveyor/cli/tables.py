@@ -105,20 +105,23 @@ def attempt(step: StepRun) -> str:
 
 def step_message(step: StepRun) -> str:
     """What there is to say about a step."""
-    since = time_of(step, "queue_time")
-    # Of later attempts nobody knows since when they wait.
-    waits = since is not None and step.state == StepState.STEP_STATE_QUEUED and step.attempt <= 1
     marks = [
         mark
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
             ("taken over", step.inherited),
-            (f"since {since:%Y-%m-%dT%H:%M:%SZ}", waits and step.message),
+            (_since(step), step.message and step.state == StepState.STEP_STATE_QUEUED),
         )
-        if holds
+        if mark and holds
     ]
     message = step.message or step.result.message
     return f"{message} ({', '.join(marks)})".strip() if marks else message
+
+
+def _since(step: StepRun) -> str:
+    """Since when a step waits for its first attempt; of later ones nobody knows."""
+    then = time_of(step, "queue_time")
+    return f"since {then:%Y-%m-%dT%H:%M:%SZ}" if then and step.attempt <= 1 else ""
 
 
 def labels(message: Pipeline | Resource | ResourceDefinition | Run) -> str:
