@@ -76,7 +76,8 @@ class ConveyorServer:
 
     def wait_ready(self, *, within: float = 60.0) -> None:
         """Wait for the ready line, and learn the address from it. Raises ServerFailed."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(self._process.stdout, lines), daemon=True).start()
         deadline = time.monotonic() + within
