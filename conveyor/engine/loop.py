@@ -128,7 +128,11 @@ class Engine(Handover):
                     if claimed is not None:
                         dispatch.sends.append(claimed)
                     failpoint("engine.before_commit")
-                    run = entry.run = await self._commit(run, decision, patient=patient)
+                    try:
+                        run = await self.runs.commit(run, decision)
+                    except Uncertain:
+                        run = await self._look_for(run, decision, patient=patient)
+                    entry.run = run
                     failpoint("engine.after_commit")
                     current = True
                     self._follow(key, run, decision, dispatch)
@@ -166,15 +170,12 @@ class Engine(Handover):
             self.resume(run)
         return first, run
 
-    async def _commit(self, run: StoredRun, decision: Decision, *, patient: bool) -> StoredRun:
-        """Store a decision. When the answer is lost, see whether it is there; raises Conflict when something else is.
+    async def _look_for(self, run: StoredRun, decision: Decision, *, patient: bool) -> StoredRun:
+        """After a lost answer: the run, if the decision is stored; raises Conflict when something else is.
 
         Raises Uncertain only for those who don't wait: it may still take effect.
         """
-        try:
-            return await self.runs.commit(run, decision)
-        except Uncertain:
-            stored = await self._load_uncertain(run.head, patient=patient)
+        stored = await self._load_uncertain(run.head, patient=patient)
         if stored.state == decision.state:
             return run.moved(decision.state, stored.revision)
         if not patient:
