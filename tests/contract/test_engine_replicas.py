@@ -22,19 +22,8 @@ from conveyor.store import open_etcd, open_sqlite
 from conveyor.store.port import Change, Changes, Put, Store
 from conveyor.v1 import result_pb2, run_pb2
 from tests.support.etcd import VERSIONS, Etcd, binary
-from tests.support.rig import (
-    GRAPH,
-    QUEUED,
-    RUN_CANCELLED,
-    RUN_SUCCEEDED,
-    Clock,
-    Replica,
-    Worker,
-    mute,
-    report,
-    step,
-    until,
-)
+from tests.support.faulty import Clock
+from tests.support.rig import GRAPH, QUEUED, RUN_CANCELLED, RUN_SUCCEEDED, Replica, Worker, mute, report, step, until
 
 Connect = Callable[..., Awaitable[Worker]]
 StartReplica = Callable[..., Awaitable[Replica]]

@@ -12,6 +12,7 @@ from conveyor.core.model import CancelRequested, RunCreated
 from conveyor.core.plan import SECOND
 from conveyor.store.port import Guard, Put, Unavailable, Uncertain
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
+from tests.support.faulty import once, touches
 from tests.support.rig import (
     CANCELLED,
     FAILED,
@@ -28,9 +29,7 @@ from tests.support.rig import (
     fail,
     flaky,
     mute,
-    once,
     step,
-    touches,
     until,
 )
 

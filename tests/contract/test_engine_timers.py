@@ -15,6 +15,7 @@ from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.timers import Timers
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
+from tests.support.faulty import Clock
 from tests.support.rig import (
     CANCELLED,
     FAILED,
@@ -27,7 +28,6 @@ from tests.support.rig import (
     RUNNING,
     SKIPPED,
     SUCCEEDED,
-    Clock,
     Replica,
     Worker,
     fail,

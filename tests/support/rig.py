@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -15,8 +15,6 @@ from google.rpc import error_details_pb2, status_pb2
 
 from conveyor.api.interceptors import ServerInterceptor
 from conveyor.core.model import Decision, Event
-from conveyor.core.plan import SECOND
-from conveyor.engine.clock import anchored_clock
 from conveyor.engine.launch import Launcher, PreparedRun
 from conveyor.engine.loop import Engine
 from conveyor.engine.losses import OrphanedSessions
@@ -31,11 +29,12 @@ from conveyor.state import keys
 from conveyor.state.runs import Runs, StoredRun
 from conveyor.state.sessions import SessionStore
 from conveyor.storage.v1 import storage_pb2
-from conveyor.store.port import Changes, Guard, KeyValue, Lease, Listing, Put, Reset, Store, Unavailable, Uncertain
-from conveyor.v1 import pipeline_pb2, resource_pb2, result_pb2, run_pb2, worker_pb2, worker_service_pb2
+from conveyor.store.port import Store
+from conveyor.v1 import pipeline_pb2, resource_pb2, result_pb2, worker_pb2, worker_service_pb2
 from conveyor.v1.worker_service_pb2_grpc import WorkerServiceStub, add_WorkerServiceServicer_to_server
 from conveyor.watch.feed import Feed
 from conveyor.watch.hub import Hub
+from tests.support.faulty import Clock, FaultyStore
 
 PENDING, QUEUED, RUNNING, RETRYING, SUCCEEDED, FAILED, CANCELLED, SKIPPED = range(1, 9)
 RUN_RUNNING, RUN_CANCELLING, RUN_SUCCEEDED, RUN_FAILED, RUN_CANCELLED = range(2, 7)
@@ -51,94 +50,6 @@ async def until(condition: Callable[[], Any], within: float = 30.0) -> Any:
             if said:
                 return said
             await asyncio.sleep(0.005)
-
-
-class Clock:
-    """The server's clock, which a test may set forward."""
-
-    def __init__(self) -> None:
-        self._now = anchored_clock()
-        self.ahead = 0
-
-    def __call__(self) -> int:
-        return self._now() + self.ahead
-
-    def advance(self, seconds: float) -> None:
-        """So much time passes at once."""
-        self.ahead += int(seconds * SECOND)
-
-
-class FaultyStore:
-    """A real store between which and its user things go wrong when a test says so."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.away = False
-        """Whether everything fails with Unavailable."""
-        self.lose: Callable[[Sequence[Put]], str] = lambda puts: ""
-        """Says of a commit whether its answer is lost: "before" it takes effect, "after", or "" for not."""
-        self.hold: asyncio.Event | None = None
-        """Commits wait for it."""
-        self.commits = 0
-
-    @property
-    def epoch(self) -> str:
-        """As the port says, like all here."""
-        return self._store.epoch
-
-    def _check(self) -> None:
-        if self.away:
-            raise Unavailable("the store is away")
-
-    async def get(self, key: str) -> KeyValue | None:
-        self._check()
-        return await self._store.get(key)
-
-    async def list(self, prefix: str, after: str = "", limit: int = 0, *, keys_only: bool = False) -> Listing:
-        self._check()
-        return await self._store.list(prefix, after, limit, keys_only=keys_only)
-
-    async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
-        if self.hold is not None:
-            await self.hold.wait()
-        self._check()
-        lost = self.lose(puts)
-        if lost == "before":
-            raise Uncertain("lost")
-        revision = await self._store.commit(guards, puts, deletes)
-        self.commits += 1
-        if lost == "after":
-            raise Uncertain("lost")
-        return revision
-
-    async def watch(self, prefix: str, after_revision: int) -> AsyncGenerator[Changes | Reset, None]:
-        self._check()
-        async with contextlib.aclosing(self._store.watch(prefix, after_revision)) as items:
-            async for item in items:
-                self._check()
-                yield item
-
-    async def lease(self, ttl: float) -> Lease:
-        self._check()
-        return await self._store.lease(ttl)
-
-    async def close(self) -> None:
-        await self._store.close()
-
-
-def once(where: str, wanted: Callable[[Sequence[Put]], bool] = lambda puts: True) -> Callable[[Sequence[Put]], str]:
-    """For FaultyStore.lose: the answer of the first commit that is wanted is lost."""
-    left = [where]
-
-    def lose(puts: Sequence[Put]) -> str:
-        return left.pop() if left and wanted(puts) else ""
-
-    return lose
-
-
-def touches(text: str) -> Callable[[Sequence[Put]], bool]:
-    """Commits that write a key with this text in it."""
-    return lambda puts: any(text in put.key for put in puts)
 
 
 class Replica:
@@ -475,7 +386,7 @@ def report(
 def reason(error: grpc.aio.AioRpcError) -> str:
     """The ErrorInfo reason of an error."""
     for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
             for detail in status_pb2.Status.FromString(value).details:
                 info = error_details_pb2.ErrorInfo()
                 if detail.Unpack(info):
@@ -486,8 +397,3 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 async def active(store: Store) -> list[str]:
     """The unfinished runs' keys."""
     return [kv.key for kv in (await store.list(keys.ACTIVE, keys_only=True)).items]
-
-
-def state_name(state: int) -> str:
-    """For messages of tests."""
-    return run_pb2.RunState.Name(state)  # type: ignore[arg-type]
