@@ -28,6 +28,8 @@ _log = structlog.get_logger("conveyor.bus")
 
 _CHECK_S = 5.0
 """Between two looks at whether the streams are there."""
+_DELETION_S = 1.0
+"""The broker says that a stream is deleted while it still removes its files: one made meanwhile would lose its own."""
 _MAX_DELAY_S = 2.0
 """Between two attempts to connect."""
 _COMPLAIN_S = 30.0
@@ -218,6 +220,8 @@ class Bus:
             await session.subscribe(_CONSUMER_ADVISORIES, self._consumer_advisory)
             await session.subscribe(_STREAM_ADVISORIES, self._stream_advisory)
             while not session.lost:
+                if self.available and not self._created:
+                    await asyncio.sleep(_DELETION_S)
                 self._check_now.clear()
                 try:
                     self._created = await streams.ensure(jetstream, self._settings)
