@@ -195,15 +195,19 @@ class JetStreamTickets:
 
     async def _publish(self, out: _Out, body: bytes) -> bool:
         """Publish once. False: nobody would keep it, and the step waits again. Raises BusError."""
-        state = self._takers.state(out.key) or await self._bus.consumers.refresh(*out.key)
+        known = None if out.consumer_created else self._takers.state(out.key)
+        state = known or await self._bus.consumers.refresh(*out.key)
         if state is None or not state.matches(subjects.ticket(*out.key, out.definition)):
             await self._take_back(out)
             return False
-        # The broker's answer says nothing of the consumer. One that is made anew from here on is another one.
-        out.consumer_created = state.created
+        # The broker's answer says nothing of the consumer. One that is made anew from here on is another one; and what
+        # an earlier try stored without an answer went to the consumer of that time.
+        out.consumer_created = out.consumer_created or state.created
         failpoint("engine.before_publish")
         receipt = await self._bus.tickets.publish(*out.key, out.definition, out.token, body)
         failpoint("engine.after_publish")
+        if not receipt.duplicate:
+            out.consumer_created = state.created
         out.receipt = receipt
         return True
 

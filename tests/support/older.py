@@ -13,6 +13,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from conveyor.bus.session import cancel_and_wait
 from tests.support.vectors import vectors
 
 Ticket = dict[str, Any]
@@ -115,10 +116,7 @@ class Older:
 
     async def stop(self) -> None:
         """Is gone from one moment to the next."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cancel_and_wait(*self._tasks)
         self._tasks.clear()
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.close()
