@@ -12,13 +12,15 @@ from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 
+METRICS = ["--metrics-listen", "127.0.0.1:0"]
+
 
 @pytest.fixture(scope="session")
 def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """`conveyor server dev` on a broker."""
     directory = tmp_path_factory.mktemp("sqlite")
     nats = NatsServer(directory / "nats").start()
-    server = ConveyorServer(directory / "server", ["--nats", nats.url]).start()
+    server = ConveyorServer(directory / "server", ["--nats", nats.url, *METRICS]).start()
     yield Site(server, nats)
     server.kill()
     nats.stop()
@@ -38,7 +40,9 @@ def etcd_site(tmp_path_factory: pytest.TempPathFactory, etcd_server: Etcd) -> It
     """`conveyor server start` on etcd and a broker."""
     directory = tmp_path_factory.mktemp("production")
     nats = NatsServer(directory / "nats").start()
-    server = ConveyorServer(directory / "server", ["--etcd", etcd_server.url, "--nats", nats.url], mode="start").start()
+    server = ConveyorServer(
+        directory / "server", ["--etcd", etcd_server.url, "--nats", nats.url, *METRICS], mode="start"
+    ).start()
     yield Site(server, nats, etcd_server)
     server.kill()
     nats.stop()

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from conveyor.v1.result_pb2 import ResultReport
 from conveyor.v1.run_service_pb2 import WatchRunRequest, WatchRunsRequest
 from conveyor.v1.run_service_pb2_grpc import RunServiceStub
 from conveyor.v1.worker_service_pb2 import ReportResultsRequest
@@ -22,6 +23,7 @@ from tests.support.raw_worker import RawWorker
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
 
+UNKNOWN = "01a00000-0000-7000-8000-000000000000"
 NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
@@ -136,6 +138,9 @@ async def test_f64_a_second_signal_ends_a_drain_at_once(tmp_path: Path) -> None:
             await watch.read()
             server.send(signal.SIGTERM)
             await ended_by_the_drain(watch)
+            # Calls under way get their answers.
+            await reports.write(ReportResultsRequest(results=[ResultReport(run=UNKNOWN)]))
+            assert (await reports.read()).acks[0].run == UNKNOWN
             assert server.running
             server.send(signal.SIGTERM)
             assert await asyncio.to_thread(server.wait) == 1

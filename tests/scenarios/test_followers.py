@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from conveyor.sdk import Client, Job
-from tests.support.behaviour import Hold, flaky, ok, raw
+from tests.support.behaviour import Hold, flaky, raw
 from tests.support.belt import Belt, on_both_stores, state, step
 from tests.support.driver_process import ROOT
+from tests.support.metrics import scrape
 from tests.support.wait import until
 
 
@@ -161,9 +162,11 @@ async def test_f44_watchers_that_are_killed_leave_nothing_behind(belt: Belt) -> 
             process.kill()
             await process.wait()
 
+    async def nobody_watches() -> bool:
+        return (await asyncio.to_thread(scrape, belt.site.server))["conveyor_watchers"] == 0
+
+    await until(nobody_watches, "earlier watches to end")
     before = descriptors()
     await rounds(2)
+    await until(nobody_watches, "the watches to end")
     await until(lambda: descriptors() <= before, "the connections to be closed")
-    # Whoever is left over would hear of this, and the server would say so.
-    belt.drive("nobody", ok)
-    assert await _watched(belt, run.id) == "SUCCEEDED"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.support.behaviour import Counted, Hold, ok
 from tests.support.belt import Belt, Site, one, state, step
 from tests.support.cli import Cli
 from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.metrics import scrape
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until, until_sync
@@ -28,11 +28,6 @@ def dev(tmp_path: Path) -> Iterator[ConveyorServer]:
     server = ConveyorServer(tmp_path / "dev").start()
     yield server
     server.kill()
-
-
-def _alone(directory: Path, nats: str = "nats://127.0.0.1:1") -> Site:
-    server = ConveyorServer(directory)
-    return Site(server, NatsServer(directory / "unused"))
 
 
 def broker_pid(server: ConveyorServer) -> int:
@@ -186,33 +181,24 @@ async def test_metrics_count_without_names(tmp_path: Path) -> None:
     server = ConveyorServer(tmp_path / "server", ["--metrics-listen", "127.0.0.1:0"])
     await asyncio.to_thread(server.start)
     try:
-        log = server.log.read_text()
-        metrics = log.partition("metrics=")[2].split()[0].strip("'")
-        site = Site(server, NatsServer(tmp_path / "unused"))
-        async with Belt(site, tmp_path) as belt:
+        async with Belt(Site(server, NatsServer(tmp_path / "unused")), tmp_path) as belt:
             hold = Hold()
             belt.drive("hold", hold)
             await belt.pipeline(step("a", "hold"))
             run = await belt.start()
             await hold.started.wait()
-            text = await asyncio.to_thread(_fetch, metrics)
-            assert "conveyor_active_runs 1.0" in text
-            assert "conveyor_workers 1.0" in text
+            found = await asyncio.to_thread(scrape, server)
+            assert (found["conveyor_active_runs"], found["conveyor_workers"]) == (1, 1)
             hold.released.set()
             ended = await belt.ended(run)
             assert ended.state == RunState.RUN_STATE_SUCCEEDED
-            text = await asyncio.to_thread(_fetch, metrics)
-        assert 'conveyor_runs_finished_total{state="succeeded"} 1.0' in text
-        assert 'conveyor_results_total{disposition="accepted"} 1.0' in text
-        assert "conveyor_commit_seconds_count" in text
-        assert "conveyor_queue_seconds_count 1.0" in text
+            found = await asyncio.to_thread(scrape, server)
+        assert found["conveyor_runs_created_total"] == 1
+        assert found['conveyor_runs_finished_total{state="succeeded"}'] == 1
+        assert found['conveyor_results_total{disposition="accepted"}'] == 1
+        assert found["conveyor_queue_seconds_count"] == 1
+        assert found["conveyor_commit_seconds_count"] > 0
         for name in (run.id, belt.namespace, "hold", "release"):
-            assert name not in text
+            assert not any(name in sample for sample in found)
     finally:
         await asyncio.to_thread(server.kill)
-
-
-def _fetch(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
-        text: str = answer.read().decode()
-        return text
