@@ -51,7 +51,7 @@ class Dispatcher:
                 claims.append(Claim(index, worker.session, worker.name, token, run_pb2.TRANSPORT_GRPC))
                 dispatch.sends.append((index, worker, token))
                 continue
-            consumer, reason, message = self._consumer(head.namespace, step.driver, head.definition)
+            consumer, reason, message = self._consumer(head.namespace, step.driver, head.definition, broadcast)
             if consumer:
                 claims.append(Claim(index, consumer, consumer, new_token(), run_pb2.TRANSPORT_JETSTREAM))
                 dispatch.tickets.append(index)
@@ -64,11 +64,19 @@ class Dispatcher:
             decision = decision.then(apply(decision.state, Claimed(tuple(claims)), now))
         return decision, dispatch
 
-    def _consumer(self, namespace: str, driver: str, definition: str) -> tuple[str, run_pb2.StepReason.ValueType, str]:
+    def _consumer(
+        self, namespace: str, driver: str, definition: str, broadcast: bool = False
+    ) -> tuple[str, run_pb2.StepReason.ValueType, str]:
         if self.tickets is None:
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
+        workers = self._pool.workers(namespace, driver)
+        if broadcast:
+            # It goes to all who listen, whether they pull now or not.
+            by_grpc = any(worker.takes(definition, True) for worker in workers)
+            name = "" if by_grpc else self.tickets.listener(namespace, driver, definition)
+            return name, run_pb2.STEP_REASON_UNSPECIFIED, ""
         # A driver with gRPC workers, here or at another replica, gets no tickets: they take over once one is free.
-        if self._pool.workers(namespace, driver):
+        if workers:
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
         return self.tickets.consumer(namespace, driver, definition)
 

@@ -107,18 +107,23 @@ class JetStreamTickets:
         """The drivers whose consumers listen to broadcasts of the definition."""
         return self._takers.listeners(namespace, definition)
 
+    def listener(self, namespace: str, driver: str, definition: str) -> str:
+        """The driver's consumer if it listens to broadcasts of the definition."""
+        return subjects.consumer(namespace, driver) if driver in self.listeners(namespace, definition) else ""
+
     def consumers(self, namespace: str) -> list[ConsumerState]:
         """All consumers of drivers in a namespace, at most a few seconds old."""
         return self._takers.consumers(namespace)
 
     async def run(self) -> None:
         """Keep looking at who is there and at what is out, for ever."""
+        rows = self._rows
         while True:
             await self._takers.look()
-            for key in self._rows.drivers:
-                self._rows.serve(key)
+            for key in rows.drivers:
+                rows.serve(key)
             await self._review()
-            self._takers.lose_interest({*self._rows.drivers, *(out.key for out in self._out.values())})
+            self._takers.lose_interest({*rows.drivers, *(out.key for out in self._out.values())})
             await asyncio.sleep(_LOOK_PERIOD)
 
     # Out
@@ -174,7 +179,9 @@ class JetStreamTickets:
                 if await self._publish(out, body):
                     break
             except TooLarge as error:
-                await self._refuse(out, str(error))
+                self._drop(out.token)
+                refused = InputRefused(out.index, run_pb2.STEP_REASON_INPUT_TOO_LARGE, str(error))
+                await self._engine.handle(out.key[0], out.run, refused)
                 return
             except BusError as error:
                 log.debug("ticket_not_published", run_id=out.run, error=str(error))
@@ -222,11 +229,6 @@ class JetStreamTickets:
         first = not any(state != run_pb2.STEP_STATE_PENDING for i, state in enumerate(states) if i != out.index)
         return wire.encode_ticket(message, first=first, steps=[each.id for each in run.state.plan.steps])
 
-    async def _refuse(self, out: _Out, message: str) -> None:
-        self._drop(out.token)
-        refused = InputRefused(out.index, run_pb2.STEP_REASON_INPUT_TOO_LARGE, message)
-        await self._engine.handle(out.key[0], out.run, refused)
-
     def _has_workers(self, out: _Out) -> bool:
         """Whether the driver has come by gRPC, and should get what JetStream has not delivered."""
         namespace, driver = out.key
@@ -270,11 +272,9 @@ class JetStreamTickets:
         state = self._takers.state(key)
         if self._bus.available:
             for out in list(self._undelivered.get(key, {}).values()):
-                if out.receipt is None:
-                    continue
                 if state is None or state.created != out.consumer_created:
                     self._check_soon(out)
-                elif state.delivered >= out.receipt.sequence:
+                elif out.receipt is not None and state.delivered >= out.receipt.sequence:
                     self._mark_delivered(out)
         self._rows.serve(key)
 
@@ -353,9 +353,8 @@ class JetStreamTickets:
 
     def workers_came(self, namespace: str, driver: str) -> None:
         """The driver has gRPC workers now: take back what is not delivered, so that they get it."""
-        key = (namespace, driver)
-        self._rows.clear(key)
-        for out in list(self._undelivered.get(key, {}).values()):
+        self._rows.clear((namespace, driver))
+        for out in list(self._undelivered.get((namespace, driver), {}).values()):
             self._check_soon(out)
 
     # Ends
@@ -391,6 +390,8 @@ class JetStreamTickets:
 
     def wait(self, waiter: Waiter) -> None:
         """Have the engine claim a step when a consumer of its driver pulls."""
+        if waiter.broadcast:
+            return  # Those who listen by JetStream got it at once.
         self._takers.interest((waiter.namespace, waiter.driver))
         self._rows.wait(waiter)
 

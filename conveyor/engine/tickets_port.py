@@ -24,6 +24,10 @@ class Tickets(Protocol):
         """The drivers whose consumers listen to broadcasts of the definition."""
         ...
 
+    def listener(self, namespace: str, driver: str, definition: str) -> str:
+        """The driver's consumer if it listens to broadcasts of the definition, else ""."""
+        ...
+
     def publish(self, run: StoredRun, index: int) -> None:
         """Publish the ticket of a step whose claim is stored, or find out what became of it; again without harm."""
         ...

@@ -282,7 +282,10 @@ async def test_two_servers_give_each_attempt_out_once_and_forget_each_others(
 
 
 async def test_a_broadcast_reaches_all_that_listen(belted: Belted, older: MakeOlder, workers: Connect) -> None:
-    drivers = [await older(name, echo=name != "e").start() for name in "abe"]
+    drivers = [older(name, echo=name != "e") for name in "abe"]
+    drivers[1].request["config"]["filter_subjects"] = ["resources.app"]
+    for driver in drivers:
+        await driver.start()
     worker = await workers(belted, "c", definitions=["app"])
     elsewhere = await older("d", definition="other").start()
     await until(lambda: len(belted.tickets.listeners("default", "app")) == 3)
@@ -290,6 +293,9 @@ async def test_a_broadcast_reaches_all_that_listen(belted: Belted, older: MakeOl
     assert (await belted.ended(run)).state == RUN_SUCCEEDED
     assert (await belted.states(run)) == [SUCCEEDED] * 4
     assert [driver.runs for driver in drivers] == [[run]] * 3
+    (ticket,) = drivers[0].tickets
+    assert ticket["event"] == "create"
+    assert ticket == drivers[1].tickets[0]
     assert [given.run for given in worker.given] == [run]
     assert not elsewhere.tickets
     await until(lambda: belted.held == 0)
@@ -321,8 +327,6 @@ async def test_a_broadcast_that_nobody_hears_ends_at_once(belted: Belted) -> Non
 async def test_a_broadcast_begun_while_the_broker_is_away_is_sent_once(belted: Belted, older: MakeOlder) -> None:
     driver = await older("a").start()
     await until(lambda: belted.tickets.listeners("default", "app"))
-    belted.tickets._takers.interest(("default", "a"))
-    await until(lambda: belted.tickets.consumer("default", "a", "app")[0])
     prepared = belted.prepare()
     await belted.broker("stop")
     await belted.launcher.launched(prepared, await belted.store.commit(prepared.guards, prepared.puts))
@@ -337,8 +341,6 @@ async def test_a_broadcast_begun_while_the_broker_is_away_is_sent_once(belted: B
 async def test_a_cancelled_broadcast_is_not_sent(belted: Belted, older: MakeOlder) -> None:
     driver = await older("a").start()
     await until(lambda: belted.tickets.listeners("default", "app"))
-    belted.tickets._takers.interest(("default", "a"))
-    await until(lambda: belted.tickets.consumer("default", "a", "app")[0])
     prepared = belted.prepare()
     await belted.broker("stop")
     await belted.launcher.launched(prepared, await belted.store.commit(prepared.guards, prepared.puts))
