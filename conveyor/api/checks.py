@@ -19,8 +19,6 @@ from conveyor.state.ids import is_run_id
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
 from conveyor.v1 import errors_pb2
 
-NAME_RULE = "1 to 63 characters of a-z, 0-9 and '-', beginning and ending with a letter or digit"
-
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _DEPTH = limits.STRUCT_NESTING
 _MS = 1_000_000
@@ -205,7 +203,7 @@ def known_enums(problems: Problems, path: str, message: Message) -> None:
 def _check_name(problems: Problems, path: str, value: str) -> None:
     if not _NAME.fullmatch(value):
         shown = f"{value[:80]!r} is no name" if value else "is missing"
-        problems.add(path, f"{shown}; a name has {NAME_RULE}")
+        problems.add(path, f"{shown}; a name has {limits.NAME_RULE}")
 
 
 def _join(path: str, key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conveyor.core.model import OVERDUE, Decision, Event, RunState, Stop, Withdraw
+from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw
 from conveyor.core.plan import Plan
 from conveyor.core.rules import may_start
 from conveyor.storage.v1 import storage_pb2
@@ -33,6 +33,7 @@ class Draft:
         "bytes_taken",
         "candidates",
         "changed",
+        "ended_steps",
         "failed",
         "freed",
         "head",
@@ -42,6 +43,7 @@ class Draft:
         "open_finally",
         "open_main",
         "open_needs",
+        "over",
         "plan",
         "ready",
         "reasons",
@@ -77,6 +79,8 @@ class Draft:
         self.withdrawals: list[Withdraw] = []
         self.timers: list[int] = []
         self.freed: list[str] = []
+        self.ended_steps: list[int] = []
+        self.over = head.state in TERMINAL_RUN
 
     # Reading
 
@@ -205,6 +209,7 @@ class Draft:
         digest: bytes = b"",
     ) -> None:
         """Bring a step to its end, with its current attempt, and have the steps that need it judged."""
+        self.ended_steps.append(index)
         if self._steps[index] is None:
             self.states[index] = state
             self.reasons[index] = reason
@@ -303,6 +308,8 @@ class Draft:
             withdrawals=tuple(self.withdrawals),
             timers=tuple(self.timers),
             freed=tuple(self.freed),
+            ended=not self.over and head.state in TERMINAL_RUN,
+            ended_steps=tuple(self.ended_steps),
             more=self.more,
             disposition=disposition,
             message=message,

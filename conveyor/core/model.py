@@ -305,9 +305,9 @@ class Decision:
 
     `changed`: indexes of the step records to store; the head is to be stored whenever `dirty`. `ready`: steps that
     became QUEUED and belong to nobody yet. `stops` and `withdrawals` are effects for after the commit. `timers`:
-    new times at which a Tick is due. `more`: a Continue must follow, or `rest` if there is one. `freed`: tokens whose
-    attempts ended. `disposition` and `message` answer a result. A decision that is not dirty may still have
-    withdrawals.
+    new times at which a Tick is due. `ended`: the run became terminal; `ended_steps`: so did these steps. `more`: a
+    Continue must follow, or `rest` if there is one. `freed`: tokens whose attempts ended. `disposition` and `message`
+    answer a result. A decision that is not dirty may still have withdrawals.
     """
 
     state: RunState
@@ -318,6 +318,8 @@ class Decision:
     withdrawals: tuple[Withdraw, ...] = ()
     timers: tuple[int, ...] = ()
     freed: tuple[str, ...] = ()
+    ended: bool = False
+    ended_steps: tuple[int, ...] = ()
     more: bool = False
     disposition: result_pb2.Disposition.ValueType = result_pb2.DISPOSITION_UNSPECIFIED
     message: str = ""
@@ -342,6 +344,8 @@ class Decision:
             withdrawals=self.withdrawals + later.withdrawals,
             timers=self.timers + later.timers,
             freed=self.freed + later.freed,
+            ended=self.ended or later.ended,
+            ended_steps=self.ended_steps + later.ended_steps,
             more=self.more or later.more,
             disposition=self.disposition or later.disposition,
             message=self.message or later.message,

@@ -80,6 +80,13 @@ class Dispatcher:
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
         return self.tickets.consumer(namespace, driver, definition)
 
+    def why(self, namespace: str, driver: str, definition: str) -> tuple[run_pb2.StepReason.ValueType, str]:
+        """Why a step of a pipeline waits now, for whichever transport its driver uses."""
+        _, reason, message = self._consumer(namespace, driver, definition)
+        if reason:
+            return reason, message
+        return self._explain(namespace, driver, definition, False)
+
     def _explain(
         self, namespace: str, driver: str, definition: str, broadcast: bool
     ) -> tuple[run_pb2.StepReason.ValueType, str]:
@@ -89,7 +96,7 @@ class Dispatcher:
         takers = sum(worker.takes(definition, broadcast) for worker in workers)
         takers += self._sessions.takers(namespace, driver, definition)
         if takers:
-            return run_pb2.STEP_REASON_WORKERS_BUSY, f"all workers of driver {driver} are busy ({takers} connected)"
+            return run_pb2.STEP_REASON_WORKERS_BUSY, f"all workers of driver {driver} are busy"
         if workers:
             return (
                 run_pb2.STEP_REASON_NO_WORKER,

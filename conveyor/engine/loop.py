@@ -279,11 +279,10 @@ class Engine(Handover):
             self.wait(run, index)
         if run.state.terminal:
             self.timers.forget(key)
-            self.metrics.run_finished(run.head)
         else:
             for time in decision.timers:
                 self.timers.set(key, time)
-        self.metrics.transition(run.state, decision.changed)
+        self.metrics.transition(run.state, decision)
 
     # Runs in hand
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from conveyor.core.model import RunState
+from conveyor.core.model import TERMINAL_RUN, TERMINAL_STEP, Decision, RunState
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2
 
@@ -20,7 +18,7 @@ class EngineMetrics:
         registry = registry or CollectorRegistry()
         self._created = Counter("conveyor_runs_created", "Runs that were created here.", registry=registry)
         finished = Counter("conveyor_runs_finished", "Runs that ended here.", ["state"], registry=registry)
-        steps = Counter("conveyor_steps_finished", "Attempts that ended here.", ["state"], registry=registry)
+        steps = Counter("conveyor_steps_finished", "Steps that ended here.", ["state"], registry=registry)
         results = Counter("conveyor_results", "Results by what became of them.", ["disposition"], registry=registry)
         self._queue_seconds = Histogram(
             "conveyor_queue_seconds",
@@ -28,33 +26,31 @@ class EngineMetrics:
             buckets=_QUEUE_BUCKETS,
             registry=registry,
         )
-        self._finished = {v: finished.labels(_short(n)) for n, v in run_pb2.RunState.items()}
-        self._steps = {v: steps.labels(_short(n)) for n, v in run_pb2.StepState.items()}
-        self._results = {v: results.labels(_short(n)) for n, v in result_pb2.Disposition.items()}
+        self._finished = {v: finished.labels(_short(run_pb2.RunState.Name(v))) for v in TERMINAL_RUN}
+        self._steps: dict[int, Counter] = {v: steps.labels(_short(run_pb2.StepState.Name(v))) for v in TERMINAL_STEP}
+        self._results = {v: results.labels(_short(n)) for n, v in result_pb2.Disposition.items() if v}
 
     def run_created(self, head: storage_pb2.RunHead) -> None:
         """A run was stored."""
         self._created.inc()
 
-    def run_finished(self, head: storage_pb2.RunHead) -> None:
-        """A run became terminal."""
-        self._finished[head.state].inc()
-
-    def transition(self, state: RunState, changed: Iterable[int]) -> None:
-        """Steps changed."""
-        for index in changed:
+    def transition(self, state: RunState, decision: Decision) -> None:
+        """A decision was stored."""
+        if decision.ended:
+            self._finished[state.head.state].inc()
+        for index in decision.ended_steps:
+            self._steps[state.head.step_states[index]].inc()
+        for index in decision.changed:
             record = state.steps[index]
             if record is None:
                 continue
-            if record.state == run_pb2.STEP_STATE_RUNNING:
-                if record.start_time == state.head.update_time:
-                    self._queue_seconds.observe(max(0, record.start_time - record.ready_time) / 1e6)
-            elif record.end_time:
-                self._steps[record.state].inc()
+            if record.state == run_pb2.STEP_STATE_RUNNING and record.start_time == state.head.update_time:
+                self._queue_seconds.observe(max(0, record.start_time - record.ready_time) / 1e6)
 
     def result(self, disposition: result_pb2.Disposition.ValueType) -> None:
         """A result was answered."""
-        self._results[disposition].inc()
+        if disposition:
+            self._results[disposition].inc()
 
 
 def _short(name: str) -> str:

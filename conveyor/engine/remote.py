@@ -24,12 +24,16 @@ log = structlog.get_logger("conveyor.engine")
 Moved = Callable[[storage_pb2.SessionRecord, int], None]
 """Takes a session that was written, and the revision at which it was."""
 
+Changed = Callable[[str, str], None]
+"""Takes namespace and driver of a session that came, changed or went."""
+
 
 class SessionsWatch:
     """Keeps the engine's view of all sessions."""
 
-    def __init__(self, engine: Engine, store: Store, moved: Moved) -> None:
+    def __init__(self, engine: Engine, store: Store, moved: Moved, changed: Changed) -> None:
         self._engine = engine
+        self._changed = changed
         self._store = store
         self._moved = moved
         self._revision = 0
@@ -64,6 +68,7 @@ class SessionsWatch:
             else:
                 namespace, driver, session = change.key[len(keys.SESSIONS) :].split("/", 2)
                 self._engine.sessions.delete(namespace, driver, session)
+                self._changed(namespace, driver)
         self._revision = changes.revision
 
     def _put(self, key: str, value: bytes, revision: int) -> None:
@@ -74,6 +79,7 @@ class SessionsWatch:
             return
         self._engine.sessions.put(record)
         self._moved(record, revision)
+        self._changed(record.namespace, record.driver)
 
 
 class RemoteRuns:

@@ -9,7 +9,7 @@ from typing import Any
 
 from conveyor.core import errors
 from conveyor.core.errors import Violation
-from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES, NAME_LENGTH
+from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES, NAME_LENGTH, NAME_RULE
 from conveyor.engine.loop import Engine
 from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.sessions import Sessions
@@ -79,8 +79,7 @@ def check_hello(hello: worker_pb2.Hello) -> None:
             found.append(
                 Violation(
                     field,
-                    f"{value!r} is not a name: 1 to {NAME_LENGTH} characters of a-z, 0-9 and '-', "
-                    "beginning and ending with a letter or digit",
+                    f"{value!r} is no name; a name has {NAME_RULE}" if value else f"is missing; a name has {NAME_RULE}",
                 )
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from conveyor.api.interceptors import ServerInterceptor
 from conveyor.bus.errors import BusError
@@ -20,7 +20,7 @@ from conveyor.core import limits
 from conveyor.engine.clock import anchored_clock
 from conveyor.logs.store import LogStore
 from conveyor.server.buses import open_bus
-from conveyor.server.config import Config, ConfigError, is_loopback, split_address
+from conveyor.server.config import Config, ConfigError, is_loopback, split_address, without_secrets
 from conveyor.server.late import LateHandlers
 from conveyor.server.measured import MeasuredStore
 from conveyor.server.metrics import CallMetrics, MetricsServer
@@ -49,6 +49,7 @@ class App:
         self._config = config
         self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self.addresses: list[str] = []
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.registry = CollectorRegistry()
         self._now = anchored_clock()
         self._interceptor = ServerInterceptor(CallMetrics(self.registry).observe)
@@ -95,7 +96,7 @@ class App:
             addresses=self.addresses,
             metrics=self._metrics.address if self._metrics is not None else None,
             store="etcd" if config.etcd else "sqlite",
-            nats=",".join(config.nats) or (self._nats.url if self._nats is not None else None),
+            nats=",".join(map(without_secrets, config.nats)) or (self._nats.url if self._nats is not None else None),
             replica=self.replica,
         )
 
@@ -138,6 +139,7 @@ class App:
             self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
         await server.start()
         self._server = server
+        log.info("listening", addresses=self.addresses)
 
     def _listen_for_metrics(self) -> MetricsServer:
         address = self._config.metrics_listen
@@ -181,4 +183,5 @@ class App:
         if self._metrics is not None:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._metrics.close)
-        log.info("stopped", replica=self.replica)
+        if self._server is not None:
+            log.info("stopped", replica=self.replica)

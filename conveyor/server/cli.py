@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from conveyor.server.config import Config, ConfigError, load
+from conveyor.server.config import Config, ConfigError, load, to_toml
 
 
 @click.group()
@@ -53,20 +53,15 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def start(file: Path | None, check_config: bool, **options: Any) -> None:
     """Run a server on etcd and NATS."""
     config = _load(_given(options), file, {})
-    if check_config:
-        for item in fields(Config):
-            value = getattr(config, item.name)
-            shown = "***" if item.metadata["secret"] and value else value
-            click.echo(f"{item.name} = {','.join(shown) if isinstance(shown, tuple) else shown}")
-        return
-    _serve(config)
+    _serve_or_show(config, check_config)
 
 
 @server.command()
 @_settings("etcd", "etcd_ca", "etcd_cert", "etcd_key", "etcd_username", "etcd_password")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings", metavar="FILE")
+@click.option("--check-config", is_flag=True, help="check the settings, say what they are, and exit")
 @click.option("--ephemeral", is_flag=True, help="keep nothing: the data goes when the server does")
-def dev(file: Path | None, ephemeral: bool, **options: Any) -> None:
+def dev(file: Path | None, ephemeral: bool, check_config: bool, **options: Any) -> None:
     """Run everything in one process: embedded store, embedded broker, data in --data-dir."""
     with contextlib.ExitStack() as stack:
         defaults: dict[str, Any] = {"data_dir": _default_data_dir()}
@@ -75,7 +70,14 @@ def dev(file: Path | None, ephemeral: bool, **options: Any) -> None:
             if "data_dir" in given:
                 _fail("--ephemeral and --data-dir exclude each other")
             given["data_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="conveyor-"))
-        _serve(_load(given, file, defaults))
+        _serve_or_show(_load(given, file, defaults), check_config)
+
+
+def _serve_or_show(config: Config, show: bool) -> None:
+    if show:
+        click.echo(to_toml(config))
+    else:
+        _serve(config)
 
 
 def _default_data_dir() -> Path:

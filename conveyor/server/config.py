@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -38,10 +40,9 @@ def _flag(text: str) -> bool:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError("must not be negative")
-    return value
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -181,6 +182,29 @@ def _parse(item: Any, text: str, where: str) -> Any:
         return item.metadata["parse"](text)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def without_secrets(url: str) -> str:
+    """The URL with *** for a password or token in it."""
+    return re.sub(r"(?<=://)(?:([^/@:]*):)?[^/@]*@", lambda match: f"{match[1]}:***@" if match[1] else "***@", url)
+
+
+def to_toml(config: Config) -> str:
+    """All settings as a file that says the same; passwords are left out, those in URLs are hidden."""
+    lines = []
+    for item in fields(Config):
+        value = getattr(config, item.name)
+        if value is None or (item.metadata["secret"] and value):
+            lines.append(f"# {item.name}" + (" is set" if value else ""))
+        elif isinstance(value, bool | int):
+            lines.append(f"{item.name} = {str(value).lower()}")
+        elif isinstance(value, float):
+            lines.append(f'{item.name} = "{value:.12g}s"')
+        elif isinstance(value, tuple):
+            lines.append(f"{item.name} = {json.dumps([without_secrets(part) for part in value])}")
+        else:
+            lines.append(f"{item.name} = {json.dumps(str(value))}")
+    return "\n".join(lines)
 
 
 def split_address(address: str) -> tuple[str, int]:

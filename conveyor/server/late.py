@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conveyor.core import errors
 
 
 class LateHandlers(grpc.GenericRpcHandler):
-    """Takes what is added to a server, and serves it from the moment when `ready` is called."""
+    """Takes what is added to a server, and serves it from the moment when `ready` is called.
+
+    Health answers before: a probe is told the truth instead of an error.
+    """
 
     def __init__(self) -> None:
         self._handlers: list[Any] = []
         self._ready = False
+        health_pb2_grpc.add_HealthServicer_to_server(_Starting(), self)
+        self._early, self._handlers = self._handlers, []
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """As a server does."""
@@ -30,13 +36,22 @@ class LateHandlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a method."""
-        if not self._ready:
-            return grpc.stream_stream_rpc_method_handler(_not_ready)
-        for handler in self._handlers:
+        for handler in self._handlers if self._ready else self._early:
             found = handler.service(handler_call_details)
             if found is not None:
                 return found
-        return None
+        return None if self._ready else grpc.stream_stream_rpc_method_handler(_not_ready)
+
+
+class _Starting(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library leaves it untyped
+    """The health of a server that starts; who watches it is sent away to ask again."""
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        await context.write(await self.Check(request, context))
+        await _not_ready(request, context)
 
 
 async def _not_ready(requests: Any, context: Any) -> None:

@@ -16,6 +16,7 @@ from conveyor.bus.nats import Bus
 from conveyor.core.plan import SECOND
 from conveyor.engine.clock import Now
 from conveyor.engine.drivers import Drivers
+from conveyor.engine.explain import Explainer
 from conveyor.engine.inbox import Inbox
 from conveyor.engine.launch import Launcher
 from conveyor.engine.loop import Engine
@@ -91,7 +92,9 @@ class Parts:
         self.presence = Presence(store, record, config.lease_ttl)
         self.sweep = Sweep(self.engine, store, config.sweep_period)
         self.inbox = Inbox(bus, self.engine, store)
-        self._sessions_watch = SessionsWatch(self.engine, store, self.sessions.moved)
+        self._sessions_watch = SessionsWatch(
+            self.engine, store, self.sessions.moved, Explainer(self.engine).workers_changed
+        )
         self._orphans = OrphanedSessions(self.engine, self.session_store, self.presence, self.sweep, replica)
         self._retention = Retention(
             store,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,16 @@ from tests.support.cli import Cli
 PRODUCTION = ("--etcd", "http://127.0.0.1:2379", "--nats", "nats://127.0.0.1:4222")
 
 
-def checked(*arguments: str, **environment: str) -> dict[str, str]:
-    """What --check-config prints."""
+def checked(*arguments: str, **environment: str) -> dict[str, Any]:
+    """What --check-config prints, which is a configuration file."""
+    return tomllib.loads(shown(*arguments, **environment))
+
+
+def shown(*arguments: str, **environment: str) -> str:
+    """The same as text."""
     done = Cli(**environment)("server", "start", "--check-config", *arguments)
     assert (done.code, done.err) == (0, "")
-    return dict(line.split(" = ", 1) for line in done.out.splitlines())
+    return done.out
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -29,15 +36,27 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
         CONVEYOR_SESSION_TTL="30s",
         CONVEYOR_LOG_LEVEL="warning",
     )
-    assert found["listen"] == "127.0.0.1:1,127.0.0.2:1"
-    assert (found["session_ttl"], found["max_runs"], found["log_level"]) == ("30.0", "5", "error")
-    assert (found["etcd"], found["nats"]) == ("http://a:2379", "nats://b:4222")
-    assert found["sweep_period"] == "60.0"
+    assert found["listen"] == ["127.0.0.1:1", "127.0.0.2:1"]
+    assert (found["session_ttl"], found["max_runs"], found["log_level"]) == ("30s", 5, "error")
+    assert (found["etcd"], found["nats"]) == (["http://a:2379"], ["nats://b:4222"])
+    assert (found["sweep_period"], found["run_retention"]) == ("60s", "2592000s")
+
+
+def test_what_is_shown_is_a_file_that_says_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "conveyor.toml"
+    file.write_text(shown(*PRODUCTION, "--session-ttl", "1m30s", "--insecure", "--etcd-username", 'o"neil'))
+    assert shown("--config", str(file)) == file.read_text()
 
 
 def test_secrets_are_not_shown() -> None:
-    found = checked(*PRODUCTION, CONVEYOR_ETCD_PASSWORD="hunter2", CONVEYOR_NATS_TOKEN="hunter2")
-    assert (found["etcd_password"], found["nats_token"], found["nats_password"]) == ("***", "***", "")
+    found = shown(*PRODUCTION, CONVEYOR_ETCD_PASSWORD="hunter2", CONVEYOR_NATS_TOKEN="hunter2")
+    assert "# etcd_password is set" in found
+    assert "# nats_token is set" in found
+    assert "hunter2" not in found
+    nats = ("nats://jo:hunter2@a:4222", "nats://hunter2@b:4222")
+    found = shown("--etcd", "http://127.0.0.1:2379", "--nats", ",".join(nats))
+    assert 'nats = ["nats://jo:***@a:4222", "nats://***@b:4222"]' in found
+    assert "hunter2" not in found
 
 
 BAD = {
@@ -53,7 +72,7 @@ BAD = {
     "a bare number": ((*PRODUCTION, "--session-ttl", "90"), "write it with units"),
     "too short": ((*PRODUCTION, "--session-ttl", "1s"), "from 3s to 1h"),
     "a lease too short": ((*PRODUCTION, "--lease-ttl", "1s"), "from 2s to 10m"),
-    "below zero": ((*PRODUCTION, "--max-runs", "-1"), "must not be negative"),
+    "below zero": ((*PRODUCTION, "--max-runs", "-1"), "not a whole number from 0 on"),
     "no number": ((*PRODUCTION, "--max-runs", "many"), "many"),
     "an unknown level": ((*PRODUCTION, "--log-level", "loud"), "debug, info, warning, error"),
     "a certificate alone": ((*PRODUCTION, "--tls-cert", "/dev/null"), "go together"),

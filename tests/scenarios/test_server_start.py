@@ -8,7 +8,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conveyor.sdk import Client, Unavailable
 from conveyor.v1.run_pb2 import RunState
@@ -157,6 +159,10 @@ async def test_etcd_and_nats_are_away_at_the_start(tmp_path: Path) -> None:
                 return False
 
             await until(told, "calls to be told of the store")
+            async with grpc.aio.insecure_channel(address) as channel:
+                check = health_pb2_grpc.HealthStub(channel).Check
+                health = await check(health_pb2.HealthCheckRequest())
+                assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
             await until(lambda: "etcd_unavailable" in server.log.read_text(), "the log to tell of it")
             await asyncio.to_thread(etcd.start)
             await asyncio.to_thread(server.wait_ready)

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from conveyor.api.interceptors import ServerInterceptor
 from conveyor.core.model import Decision, Event
+from conveyor.engine.explain import Explainer
 from conveyor.engine.launch import Launcher, PreparedRun
 from conveyor.engine.loop import Engine
 from conveyor.engine.losses import OrphanedSessions
@@ -70,7 +71,9 @@ class Replica:
         self.hub = Hub(self.feed, self.runs, self.clock)
         self.presence = Presence(self.store, storage_pb2.ReplicaRecord(id=name), lease)
         self.sweep = Sweep(self.engine, self.store, 60.0)
-        self.sessions_watch = SessionsWatch(self.engine, self.store, self.sessions.moved)
+        self.sessions_watch = SessionsWatch(
+            self.engine, self.store, self.sessions.moved, Explainer(self.engine).workers_changed
+        )
         self.orphans = OrphanedSessions(self.engine, self.session_store, self.presence, self.sweep, name)
         self.address = ""
         self._server: grpc.aio.Server | None = None
