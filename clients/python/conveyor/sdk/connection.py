@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from conveyor.sdk import config
+from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.config import Tls
 from conveyor.sdk.errors import ApiError, Unavailable
 from conveyor.sdk.status import api_error
@@ -127,7 +128,8 @@ class Connection:
         while True:
             address = self.address
             try:
-                return await method()(request, timeout=deadline - time.monotonic())
+                with cancellable():
+                    return await method()(request, timeout=deadline - time.monotonic())
             except grpc.aio.AioRpcError as error:
                 failure = api_error(error, address)
                 never_sent = _CONNECT in (error.details() or "")

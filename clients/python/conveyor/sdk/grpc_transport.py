@@ -7,6 +7,7 @@ from collections import deque
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.connection import Backoff, Connection
 from conveyor.sdk.driver import WorkerOptions
 from conveyor.sdk.errors import ApiError, Unavailable
@@ -109,7 +110,8 @@ class GrpcTransport:
         while True:
             address = self._connection.address
             try:
-                await self._work(backoff)
+                with cancellable():
+                    await self._work(backoff)
                 failure: ApiError = Unavailable(f"the server at {address} closed the stream")
             except grpc.aio.AioRpcError as error:
                 failure = api_error(error, address)
@@ -268,7 +270,8 @@ class GrpcTransport:
                 await self._wake.wait()
                 self._wake.clear()
                 while (request := self._gathered()) is not None:
-                    await call.write(request)
+                    with cancellable():
+                        await call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The reader meets the same end, and says why.
             call.cancel()

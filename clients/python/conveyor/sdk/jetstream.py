@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from conveyor.sdk import jetstream_wire as wire
+from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.connection import Backoff
 from conveyor.sdk.driver import WorkerOptions
 from conveyor.sdk.errors import ConfigurationError
@@ -149,7 +150,8 @@ class JetStreamTransport:
         told = ""
         while True:
             try:
-                await self._js.add_consumer(wire.MESSAGES_STREAM, config, timeout=_PUBLISH_WITHIN)
+                with cancellable():
+                    await self._js.add_consumer(wire.MESSAGES_STREAM, config, timeout=_PUBLISH_WITHIN)
                 return
             except (nats.errors.Error, TimeoutError) as error:
                 text = str(error) or type(error).__name__
@@ -288,7 +290,8 @@ class JetStreamTransport:
         told = False
         while True:
             try:
-                await self._js.publish(subject, body, timeout=_PUBLISH_WITHIN, headers=headers)
+                with cancellable():
+                    await self._js.publish(subject, body, timeout=_PUBLISH_WITHIN, headers=headers)
                 return
             except nats.errors.MaxPayloadError:
                 _log.error(

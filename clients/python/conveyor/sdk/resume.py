@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
+from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.connection import Backoff, Connection
 from conveyor.sdk.errors import ApiError, ConnectionGivenUp, Unavailable
 from conveyor.sdk.status import api_error, is_transient
@@ -68,7 +69,8 @@ async def resumed(
         try:
             while True:
                 async with asyncio.timeout(silence):
-                    answer = await call.read()
+                    with cancellable():
+                        answer = await call.read()
                 if answer is grpc.aio.EOF:
                     return
                 patience.heard()
