@@ -357,6 +357,27 @@ def test_what_grpc_says_becomes_what_to_do(details, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        (
+            "SERVER: Received message larger than max (5000085 vs. 4194304)",
+            "the request has 4.8 MiB; a message may have 4 MiB",
+        ),
+        ("Received message larger than max (4194305 vs. 4194304)", "the request has 4.1 MiB; a message may have 4 MiB"),
+        (
+            "CLIENT: Received message larger than max (70000000 vs. 67108864)",
+            "the answer has 66.8 MiB; a message may have 64 MiB",
+        ),
+        ("no room in the store", "no room in the store"),
+    ],
+)
+def test_a_message_that_is_too_large_is_told_in_mib(details, told):
+    no_metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, no_metadata, no_metadata, details)
+    assert api_error(error, "build.example:7460").message == told
+
+
 def test_a_proxy_is_named(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.delenv("CONVEYOR_NO_PROXY", raising=False)

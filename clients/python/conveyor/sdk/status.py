@@ -1,5 +1,6 @@
 """Turns what gRPC raises into the exceptions of `conveyor.sdk.errors`."""
 
+import math
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,8 @@ from conveyor.sdk.config import proxied
 _DETAILS = "grpc-status-details-bin"
 _DOMAIN = "conveyor"
 _TLS = re.compile("SSL|handshake|Hostname Verification", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"(CLIENT: Received|Received|Sent) message larger than max \((\d+) vs\. (\d+)\)")
+_MIB = 1024 * 1024
 _BY_CODE = {kind.code: kind for kind in errors.ApiError.__subclasses__()}
 # What a broken connection, a proxy or a server that went away in mid-stream looks like.
 _BROKEN = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"})
@@ -37,6 +40,8 @@ def api_error(error: grpc.aio.AioRpcError, address: str) -> errors.ApiError:
             violations += [errors.Violation(each.field, each.description) for each in bad.field_violations]
     if code == "UNAVAILABLE" and not reason:
         message = _unreachable(message, address)
+    elif code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(message)):
+        message = _too_large(sizes)
     return kind(message, reason=reason, violations=tuple(violations), metadata=metadata, code=code)
 
 
@@ -52,6 +57,13 @@ def _details(error: grpc.aio.AioRpcError) -> Iterable[Any]:
             with suppress(DecodeError):
                 status.ParseFromString(value)
     return cast(Iterable[Any], status.details)
+
+
+def _too_large(sizes: re.Match[str]) -> str:
+    what = "answer" if sizes[1].startswith("CLIENT") else "request"
+    size, limit = (int(number) / _MIB for number in sizes.group(2, 3))
+    # Rounded up, so that what is only just too large does not seem to fit.
+    return f"the {what} has {math.ceil(size * 10) / 10:g} MiB; a message may have {limit:g} MiB"
 
 
 def _unreachable(details: str, address: str) -> str:
