@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from contextlib import suppress
 from functools import cache
 from typing import cast
 
@@ -17,6 +18,8 @@ from conveyor.sdk.values import MAX_DEPTH, to_struct
 _DURATION = "google.protobuf.Duration"
 _STRUCT = "google.protobuf.Struct"
 _VALUE = "google.protobuf.Value"
+# How many mistakes of one document are told.
+MAX_FAULTS = 100
 # What the server sets of any object: files may have it, because they may come from `get -o yaml`, and it is not read.
 SET_BY_SERVER = frozenset({"uid", "generation", "etag", "create_time", "update_time"})
 
@@ -29,18 +32,24 @@ _INTEGERS = {
 
 
 def decode(node: Node, message: Message, ignored: frozenset[str] = frozenset()) -> list[Fault]:
-    """Fill a message from a mapping and return what is wrong with it.
+    """Fill a message from a mapping and return what is wrong with it, in the order of the document.
 
-    Fields may be named as in the proto or as in its JSON; those in `ignored` are not read.
+    Fields may be named as in the proto or as in its JSON; those in `ignored` are not read. Of more than MAX_FAULTS
+    mistakes only one is returned beyond these.
     """
     decoder = _Decoder()
-    decoder.message(node, message, "", ignored)
+    with suppress(_Enough):
+        decoder.message(node, message, "", ignored)
     return decoder.faults
 
 
 def free_form(node: Node, path: str) -> object:
     """The JSON value of a node. Raises Fault for what would not arrive as it is."""
-    return _plain(node, path, 0)
+    decoder = _Decoder()
+    value = decoder.plain(node, path, 0)
+    if decoder.faults:
+        raise decoder.faults[0]
+    return value
 
 
 def enum_value(descriptor: EnumDescriptor, text: str) -> int:
@@ -60,6 +69,10 @@ def enum_prefix(descriptor: EnumDescriptor) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", descriptor.name).upper() + "_"
 
 
+class _Enough(Exception):
+    """There are more mistakes than anybody reads."""
+
+
 class _Decoder:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -74,7 +87,9 @@ class _Decoder:
         for key, value in node.value.items():
             where = child(path, key)
             field = fields.get(key)
-            if field is None:
+            if value.wrong:
+                self._fault(value.line, where, value.wrong)
+            elif field is None:
                 self._fault(node.line_of(key), where, f"unknown field{_suggestion(descriptor, key)}")
             elif field.number in seen:
                 self._fault(node.line_of(key), where, f"stands twice, as {seen[field.number]} too")
@@ -124,21 +139,20 @@ class _Decoder:
                 if not isinstance(node.value, dict):
                     self._wrong(node, path, "a mapping")
                     return
-                target.CopyFrom(to_struct({key: _plain(each, child(path, key), 1) for key, each in node.value.items()}))
+                value = {key: self.plain(each, child(path, key), 1) for key, each in node.value.items()}
+                target.CopyFrom(to_struct(value))
             elif kind == _VALUE:
-                target.CopyFrom(to_struct({"value": _plain(node, path, 0)}).fields["value"])
+                target.CopyFrom(to_struct({"value": self.plain(node, path, 0)}).fields["value"])
             elif kind == _DURATION:
                 self._duration(node, target, path)
             else:
                 self.message(node, target, path)
-        except Fault as fault:
-            self.faults.append(fault)
         except ValueNotRepresentable as error:
             self._fault(node.line, path, str(error))
 
     def _duration(self, node: Node, target: Message, path: str) -> None:
         text = node.value if isinstance(node.value, str) else node.text
-        if isinstance(node.value, dict | list | bool):
+        if node.wrong or isinstance(node.value, dict | list | bool):
             self._wrong(node, path, 'a duration like "1h30m"')
             return
         try:
@@ -196,31 +210,35 @@ class _Decoder:
             return value
         return None
 
+    def plain(self, node: Node, path: str, depth: int) -> object:
+        """The JSON value of a node. What would not arrive as it is is left out, and told."""
+        value = node.value
+        if node.wrong:
+            self._fault(node.line, path, node.wrong)
+        elif isinstance(value, dict | list) and depth >= MAX_DEPTH:
+            self._fault(node.line, path, f"more than {MAX_DEPTH} levels of nesting")
+        elif isinstance(value, dict):
+            return {key: self.plain(each, child(path, key), depth + 1) for key, each in value.items()}
+        elif isinstance(value, list):
+            return [self.plain(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            self._unfit(node, path, "number")
+        elif isinstance(value, int) and not isinstance(value, bool) and not _is_exact(value):
+            self._unfit(node, path, "integer")
+        else:
+            return value
+        return None
+
+    def _unfit(self, node: Node, path: str, what: str) -> None:
+        self._fault(node.line, path, f"the {what} {shortened(node.text)} does not fit a double; send it as a string")
+
     def _wrong(self, node: Node, path: str, wanted: str) -> None:
-        self._fault(node.line, path, f"must be {wanted}, not {node.kind}")
+        self._fault(node.line, path, node.wrong or f"must be {wanted}, not {node.kind}")
 
     def _fault(self, line: int, path: str, message: str) -> None:
         self.faults.append(Fault(line, path, message))
-
-
-def _plain(node: Node, path: str, depth: int) -> object:
-    value = node.value
-    if isinstance(value, dict):
-        _check_depth(node, path, depth)
-        return {key: _plain(each, child(path, key), depth + 1) for key, each in value.items()}
-    if isinstance(value, list):
-        _check_depth(node, path, depth)
-        return [_plain(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Fault(node.line, path, f"the number {shortened(node.text)} does not fit a double; send it as a string")
-    if isinstance(value, int) and not isinstance(value, bool) and not _is_exact(value):
-        raise Fault(node.line, path, f"the integer {shortened(node.text)} does not fit a double; send it as a string")
-    return value
-
-
-def _check_depth(node: Node, path: str, depth: int) -> None:
-    if depth >= MAX_DEPTH:
-        raise Fault(node.line, path, f"more than {MAX_DEPTH} levels of nesting")
+        if len(self.faults) > MAX_FAULTS:
+            raise _Enough
 
 
 def _is_exact(value: int) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 from json.decoder import scanstring  # type: ignore[attr-defined]
 
-from conveyor.cli.nodes import Fault, Node, child, shortened
-from conveyor.cli.yaml_reader import MAX_DEPTH, integer
+from conveyor.cli.nodes import Fault, Node, child, shortened, stands_twice
+from conveyor.cli.yaml_reader import LONE_SURROGATE, MAX_DEPTH, integer
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -50,19 +50,19 @@ class _Reader:
         if first == "[":
             return self._array(line, path, depth)
         if first == '"':
-            return Node(self._string(path), line)
+            text = self._string(path)
+            return Node(None, line, wrong=LONE_SURROGATE) if _is_torn(text) else Node(text, line)
         if word := _WORD.match(self._text, self._at):
             if word[0] in {"NaN", "Infinity", "-Infinity"}:
-                raise Fault(line, path, f"JSON has no {word[0]}; send it as a string")
+                self._at = word.end()
+                return Node(None, line, wrong=f"JSON has no {word[0]}; send it as a string")
             if word[0] not in _WORDS:
                 raise NotJson(line, path, f"not JSON: a value was expected, not {shortened(word[0])}")
             self._at = word.end()
             return Node(_WORDS[word[0]], line, text=word[0])
         if number := _NUMBER.match(self._text, self._at):
             self._at = number.end()
-            text = number[0]
-            value = float(text) if number[1] or number[2] else integer(text, line, path)
-            return Node(value, line, text=text)
+            return _number(number[0], line, whole=not (number[1] or number[2]))
         raise NotJson(line, path, f"not JSON: a value was expected, not {first!r}")
 
     def _object(self, line: int, path: str, depth: int) -> Node:
@@ -75,12 +75,16 @@ class _Reader:
                     raise self._expected("a key in quotes", path)
                 key_line = self._here()
                 key = self._string(path)
+                if _is_torn(key):
+                    raise Fault(key_line, path, LONE_SURROGATE)
                 where = child(path, key)
-                if key in values:
-                    raise Fault(key_line, where, f"the key stands twice; first in line {lines[key]}")
                 self._take(":", where)
-                lines[key] = key_line
-                values[key] = self.value(where, depth + 1)
+                value = self.value(where, depth + 1)
+                if key in values:
+                    del values[key]
+                    value = stands_twice(key_line, lines[key])
+                lines.setdefault(key, key_line)
+                values[key] = value
                 if self._peek() == "}":
                     break
                 self._take(",", path)
@@ -105,8 +109,6 @@ class _Reader:
         except JSONDecodeError as error:
             raise NotJson(error.lineno, path, f"not JSON: {error.msg}") from None
         text: str = value
-        if any("\ud800" <= each <= "\udfff" for each in text):
-            raise Fault(self._here(), path, "the text is not valid Unicode (a lone surrogate)")
         return text
 
     def _peek(self) -> str:
@@ -124,3 +126,15 @@ class _Reader:
         self._line += self._text.count("\n", self._counted, self._at)
         self._counted = self._at
         return self._line
+
+
+def _number(text: str, line: int, *, whole: bool) -> Node:
+    try:
+        return Node(integer(text) if whole else float(text), line, text=text)
+    except ValueError as error:
+        return Node(None, line, wrong=str(error))
+
+
+def _is_torn(text: str) -> bool:
+    """Whether it has half of a pair of surrogates."""
+    return not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)

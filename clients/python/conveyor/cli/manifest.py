@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from conveyor.cli.decode import SET_BY_SERVER, decode
+from conveyor.cli.decode import MAX_FAULTS, SET_BY_SERVER, decode
 from conveyor.cli.failures import CliError
 from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, Kind, kind_of
 from conveyor.cli.nodes import Fault, Node
@@ -94,8 +94,13 @@ def _manifest(node: Node, source: str, mistakes: list[str]) -> Manifest | None:
 
 def _headed(node: Node) -> tuple[Kind, Node]:
     """The kind of an object, and the object without its head."""
+    if node.wrong:
+        raise Fault(node.line, "", node.wrong)
     if not isinstance(node.value, dict):
         raise Fault(node.line, "", f"an object must be a mapping with the key kind, not {node.kind}")
+    for key in ("apiVersion", "kind"):
+        if key in node.value and node.value[key].wrong:
+            raise Fault(node.value[key].line, key, node.value[key].wrong)
     version = node.value.get("apiVersion")
     if version is not None and version.value != API_VERSION:
         raise Fault(node.line_of("apiVersion"), "apiVersion", f"must be {API_VERSION}")
@@ -131,6 +136,9 @@ def _refusal(mistakes: list[str]) -> CliError:
     if len(mistakes) == 1:
         return CliError(mistakes[0])
     shown = mistakes[:_MAX_SHOWN]
+    # Of an object with more mistakes than that, they were not all counted.
+    exact = len(mistakes) <= MAX_FAULTS
     if len(mistakes) > len(shown):
-        shown.append(f"… and {len(mistakes) - len(shown)} more")
-    return CliError(f"{len(mistakes)} mistakes; nothing was applied", shown)
+        shown.append(f"… and {len(mistakes) - len(shown)} more" if exact else "… and more")
+    count = f"{len(mistakes)}" if exact else f"more than {MAX_FAULTS}"
+    return CliError(f"{count} mistakes; nothing was applied", shown)

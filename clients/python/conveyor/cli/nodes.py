@@ -13,7 +13,8 @@ class Node:
     """A value of a document.
 
     `line` counts from 1. `text` is a plain scalar as it was written, when it is not a string. `cost` is what the value
-    costs once all of its aliases are expanded.
+    costs once all of its aliases are expanded. `wrong` says what is the matter with one that could be read but means
+    nothing: whoever takes the node tells it, with the path that it has there.
     """
 
     value: "Scalar | list[Node] | dict[str, Node]"
@@ -21,6 +22,7 @@ class Node:
     text: str = ""
     key_lines: dict[str, int] | None = None
     cost: int = 1
+    wrong: str = ""
 
     @property
     def kind(self) -> str:
@@ -55,6 +57,11 @@ class Fault(Exception):
     def __str__(self) -> str:
         path = self.path if len(self.path) <= _MAX_PATH else f"{self.path[:_MAX_PATH]}…"
         return f"{path}: {self.message}" if path else self.message
+
+
+def stands_twice(line: int, first: int) -> Node:
+    """What a key of a mapping has when it stands there again."""
+    return Node(None, line, wrong=f"the key stands twice; first in line {first}")
 
 
 def child(path: str, key: str) -> str:

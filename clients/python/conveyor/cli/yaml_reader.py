@@ -6,6 +6,7 @@ counted before it is expanded.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -13,11 +14,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, DocumentStartEvent, MappingStartEvent, ScalarEvent, SequenceStartEvent
 from ruamel.yaml.reader import ReaderError
 
-from conveyor.cli.nodes import Fault, Node, Scalar, child, shortened
+from conveyor.cli.nodes import Fault, Node, Scalar, child, shortened, stands_twice
 
 MAX_DEPTH = 100
 # What aliases may add to a file: enough for any that a person writes, and little memory.
 MAX_EXPANSION = 100_000
+LONE_SURROGATE = "the text is not valid Unicode (a lone surrogate)"
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -48,8 +50,8 @@ def read_yaml(text: str) -> Iterator[Node]:
 def is_plain_text(text: str) -> bool:
     """Whether a scalar written without quotes is read as text."""
     try:
-        return isinstance(_resolved(text, 0, ""), str)
-    except Fault:
+        return isinstance(_resolved(text), str)
+    except ValueError:
         return False
 
 
@@ -65,7 +67,7 @@ class _Composer:
             if isinstance(event, DocumentStartEvent):
                 self._anchors.clear()
                 node = self._node(next(self._events), "", 0)
-                if node.value is not None:
+                if node.value is not None or node.wrong:
                     yield node
 
     def _node(self, event: Any, path: str, depth: int) -> Node:
@@ -77,7 +79,7 @@ class _Composer:
         if event.anchor:
             self._anchors[event.anchor] = None
         if isinstance(event, ScalarEvent):
-            node = _scalar(event, line, path)
+            node = _scalar(event, line)
         elif isinstance(event, SequenceStartEvent):
             _check_tag(event, "seq", line, path)
             node = self._sequence(event, line, path, depth)
@@ -90,14 +92,14 @@ class _Composer:
 
     def _alias(self, anchor: str, line: int, path: str) -> Node:
         if anchor not in self._anchors:
-            raise Fault(line, path, f"the alias *{anchor} has no anchor &{anchor} before it")
+            return Node(None, line, wrong=f"the alias *{anchor} has no anchor &{anchor} before it")
         node = self._anchors[anchor]
         if node is None:
-            raise Fault(line, path, f"the alias *{anchor} is within its own anchor")
+            return Node(None, line, wrong=f"the alias *{anchor} is within its own anchor")
         self._expansion += node.cost
         if self._expansion > MAX_EXPANSION:
             raise Fault(line, path, f"the aliases expand to more than {MAX_EXPANSION:,} values")
-        return Node(node.value, line, node.text, node.key_lines, node.cost)
+        return replace(node, line=line)
 
     def _sequence(self, start: Any, line: int, path: str, depth: int) -> Node:
         items: list[Node] = []
@@ -117,13 +119,16 @@ class _Composer:
             if _is_merge(event):
                 merged += _mergeable(self._node(next(self._events), child(path, "<<"), depth + 1), key_line, path)
                 continue
-            key = self._key(event, key_line, path)
-            where = child(path, key)
-            if key in values:
-                raise Fault(key_line, where, f"the key stands twice; first in line {lines[key]}")
-            lines[key] = key_line
-            values[key] = node = self._node(next(self._events), where, depth + 1)
+            key, wrong = self._key(event, key_line, path)
+            node = self._node(next(self._events), child(path, key), depth + 1)
             cost += 1 + node.cost
+            if wrong:
+                node = Node(None, key_line, wrong=wrong)
+            elif key in values:
+                del values[key]
+                node = stands_twice(key_line, lines[key])
+            lines.setdefault(key, key_line)
+            values[key] = node
         # A key that is written out wins over merged ones, and of those the first.
         for source in merged:
             assert isinstance(source.value, dict)
@@ -133,18 +138,19 @@ class _Composer:
                 lines.setdefault(key, source.line_of(key))
         return Node(values, line, key_lines=lines, cost=cost)
 
-    def _key(self, event: Any, line: int, path: str) -> str:
+    def _key(self, event: Any, line: int, path: str) -> tuple[str, str]:
+        """The key, and what is wrong with it."""
         if isinstance(event, AliasEvent):
             node = self._alias(event.anchor, line, path)
         elif isinstance(event, ScalarEvent):
-            node = _scalar(event, line, path)
+            node = _scalar(event, line)
             if event.anchor:
                 self._anchors[event.anchor] = node
         else:
             raise Fault(line, path, "a key must be text, not a list or mapping")
-        if not isinstance(node.value, str):
-            raise Fault(line, path, f'the key is {node.kind}, not text: quote it: "{node.text}"')
-        return node.value
+        if isinstance(node.value, str):
+            return node.value, ""
+        return node.text, node.wrong or f'the key is {node.kind}, not text: quote it: "{node.text}"'
 
 
 def _ends(event: Any) -> bool:
@@ -157,8 +163,9 @@ def _is_merge(event: Any) -> bool:
 
 def _mergeable(node: Node, line: int, path: str) -> list[Node]:
     sources = node.value if isinstance(node.value, list) else [node]
-    if not all(isinstance(source.value, dict) for source in sources):
-        raise Fault(line, child(path, "<<"), "only mappings can be merged")
+    for source in sources:
+        if not isinstance(source.value, dict):
+            raise Fault(line, child(path, "<<"), source.wrong or "only mappings can be merged")
     return sources
 
 
@@ -167,59 +174,69 @@ def _check_tag(event: Any, kind: str, line: int, path: str) -> None:
         raise Fault(line, path, f"the tag {_tag_name(event.tag)} is not supported here")
 
 
-def _scalar(event: Any, line: int, path: str) -> Node:
+def _scalar(event: Any, line: int) -> Node:
     text: str = event.value
-    tag = event.tag
-    if tag in {None, ""}:
-        value = _resolved(text, line, path) if event.style is None else text
-    elif tag in {_TAG + "str", "!"}:
-        value = text
-    elif tag in {_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"}:
-        value = _resolved(text, line, path)
-        if isinstance(value, str):
-            raise Fault(line, path, f"{shortened(text)!r} is not what the tag {_tag_name(tag)} says")
-    else:
-        raise Fault(line, path, f"the tag {_tag_name(tag)} is not supported; write the value as text")
+    try:
+        value = _tagged(event)
+    except ValueError as error:
+        return Node(None, line, text=text, wrong=str(error))
     if isinstance(value, str):
-        return Node(_whole(value, line, path), line, cost=1 + len(value) // 64)
+        return Node(value, line, cost=1 + len(value) // 64)
     return Node(value, line, text=text)
 
 
-def _resolved(text: str, line: int, path: str) -> Scalar:
+def _tagged(event: Any) -> Scalar:
+    """What a scalar is. ValueError says why it is nothing."""
+    text: str = event.value
+    tag = event.tag
+    if tag in {None, ""}:
+        value = _resolved(text) if event.style is None else text
+    elif tag in {_TAG + "str", "!"}:
+        value = text
+    elif tag in {_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"}:
+        value = _resolved(text)
+        if isinstance(value, str):
+            raise ValueError(f"{shortened(text)!r} is not what the tag {_tag_name(tag)} says")
+    else:
+        raise ValueError(f"the tag {_tag_name(tag)} is not supported; write the value as text")
+    return _whole(value) if isinstance(value, str) else value
+
+
+def _resolved(text: str) -> Scalar:
     if text in _NULL:
         return None
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
     if _INT.fullmatch(text):
-        return integer(text, line, path)
+        return integer(text)
     if _BASED.fullmatch(text):
         return int(text, 0)
     if _PADDED.fullmatch(text):
         # 755 for some readers of YAML and 493 for others.
         bare = text.lstrip("+-0") or "0"
-        raise Fault(line, path, f'{text} is ambiguous: quote this value as text, "{text}", or write the number {bare}')
+        raise ValueError(f'{text} is ambiguous: quote this value as text, "{text}", or write the number {bare}')
     if _FLOAT.fullmatch(text):
         return float(text)
     if _NOT_FINITE.fullmatch(text):
-        raise Fault(line, path, f"JSON has no {text}; send it as a string")
+        raise ValueError(f"JSON has no {text}; send it as a string")
     return text
 
 
-def integer(text: str, line: int, path: str) -> int:
-    """The integer that a text is. Python refuses those of thousands of digits, and so do we."""
+def integer(text: str) -> int:
+    """The integer that a text is. Python refuses those of thousands of digits, and so do we, with a ValueError."""
     if len(text) > 400:
-        raise Fault(line, path, f"an integer of {len(text)} digits does not fit a double; send it as a string")
+        raise ValueError(f"an integer of {len(text)} digits does not fit a double; send it as a string")
     return int(text)
 
 
-def _whole(text: str, line: int, path: str) -> str:
+def _whole(text: str) -> str:
     """The text with pairs of surrogates, as JSON writes them, joined."""
     if text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text):
         return text
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise Fault(line, path, "the text is not valid Unicode (a lone surrogate)") from None
+        raise ValueError(LONE_SURROGATE) from None
 
 
 def _tag_name(tag: str) -> str:

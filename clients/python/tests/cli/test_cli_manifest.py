@@ -200,7 +200,7 @@ def test_words_that_json_has_not(word: str, name: str) -> None:
         ("steps: [{id: 5, driver: x}]", 'steps[0].id: is the number 5, not text: quote this value: "5"'),
         ("steps: [{id: a, driver: true}]", 'steps[0].driver: is the boolean true, not text: quote this value: "true"'),
         ("labels: {a: 1.10}", 'labels.a: is the number 1.10, not text: quote this value: "1.10"'),
-        ("labels: {1: a}", 'labels: the key is the number 1, not text: quote it: "1"'),
+        ("labels: {1: a}", "labels['1']: the key is the number 1, not text: quote it: \"1\""),
         ("steps: [{id: a, allowFailure: yes}]", "steps[0].allowFailure: must be true or false, not the text 'yes'"),
         ("order: TREE", "order: 'TREE' is not one of LIST, GRAPH"),
         ("order: ORDER_UNSPECIFIED", "order: 'ORDER_UNSPECIFIED' is not one of LIST, GRAPH"),
@@ -229,17 +229,103 @@ def test_mistakes_are_told_with_line_and_path(lines: str, told: str) -> None:
     assert (text, int(line) >= 3) == (told, True)
 
 
+BAD_VALUES = """\
+kind: Resource
+definition: 5
+name: shop
+specs: {}
+spec:
+  k: 9007199254740993
+  m: 0
+  i: [.inf, 1, -.inf]
+  e: 1e400
+  p: 0755
+  t: !!binary aGk=
+  s: "\\ud800"
+  a: *nowhere
+  m: .nan
+  1: 1
+  o: 1e3
+labels: {a: 08}
+"""
+
+
+def test_all_values_that_are_wrong_are_told_in_their_order() -> None:
+    does_not_fit = "does not fit a double; send it as a string"
+    text = f"{BAD_VALUES}---\nkind: Pipeline\n"
+    assert [told.removeprefix("f.yaml:") for told in refused(text)] == [
+        '2: definition: is the number 5, not text: quote this value: "5"',
+        "4: specs: unknown field; did you mean spec?",
+        "6: spec.k: the integer 9007199254740993 " + does_not_fit,
+        "8: spec.i[0]: JSON has no .inf; send it as a string",
+        "8: spec.i[2]: JSON has no -.inf; send it as a string",
+        "9: spec.e: the number 1e400 " + does_not_fit,
+        '10: spec.p: 0755 is ambiguous: quote this value as text, "0755", or write the number 755',
+        "11: spec.t: the tag !!binary is not supported; write the value as text",
+        "12: spec.s: the text is not valid Unicode (a lone surrogate)",
+        "13: spec.a: the alias *nowhere has no anchor &nowhere before it",
+        "14: spec.m: the key stands twice; first in line 7",
+        "15: spec['1']: the key is the number 1, not text: quote it: \"1\"",
+        '17: labels.a: 08 is ambiguous: quote this value as text, "08", or write the number 8',
+        "19: name: is missing",
+    ]
+
+
+@pytest.mark.parametrize("name", ["f.json", "standard input"])
+def test_all_values_that_are_wrong_in_json(name: str) -> None:
+    text = """{"kind": "Resource", "definition": "app", "name": "shop", "spec": {
+"n": 9007199254740993,
+"m": NaN, "i": 1, "e": [1e400, Infinity],
+"s": "\\ud800",
+"i": 2, "l": NaN}}"""
+    assert [told.removeprefix(f"{name}:").partition(": ")[0::2] for told in refused(text, name)] == [
+        ("2", "spec.n: the integer 9007199254740993 does not fit a double; send it as a string"),
+        ("3", "spec.m: JSON has no NaN; send it as a string"),
+        ("3", "spec.e[0]: the number 1e400 does not fit a double; send it as a string"),
+        ("3", "spec.e[1]: JSON has no Infinity; send it as a string"),
+        ("4", "spec.s: the text is not valid Unicode (a lone surrogate)"),
+        ("5", "spec.i: the key stands twice; first in line 3"),
+        ("5", "spec.l: JSON has no NaN; send it as a string"),
+    ]
+
+
+def test_the_mistakes_of_one_object_are_bounded() -> None:
+    with pytest.raises(CliError) as caught:
+        loaded("kind: Resource\ndefinition: app\nname: shop\nspec:\n" + "".join(f"  k{n}: .nan\n" for n in range(500)))
+    assert caught.value.message == "more than 100 mistakes; nothing was applied"
+    assert len(caught.value.details) == 21
+    assert caught.value.details[-1] == "… and more"
+
+
+def test_an_alias_of_a_wrong_value_is_wrong_where_it_stands() -> None:
+    assert [told.partition(": ")[0] for told in spec_refused("  a: &a .nan\n  b: *a\n")] == ["f.yaml:5", "f.yaml:6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("kind: .nan\n", "f.yaml:1: kind: JSON has no .nan; send it as a string"),
+        ("kind: Pipeline\nname: a\napiVersion: 01\n", "f.yaml:3: apiVersion: 01 is ambiguous"),
+        (".inf", "f.yaml:1: JSON has no .inf; send it as a string"),
+        ("- .inf", "f.yaml:1: JSON has no .inf; send it as a string"),
+    ],
+)
+def test_wrong_values_in_place_of_an_object_or_its_head(text: str, told: str) -> None:
+    (only,) = refused(text)
+    assert only.startswith(told)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("f.yaml", "kind: Pipeline\nsteps: [{id: x,\n id: y}]"),
-        ("f.yaml", 'kind: Pipeline\nsteps:\n- "id": x\n  id: y'),
-        ("f.json", '{"kind": "Pipeline",\n "steps": [{"id": "x",\n "id": "y"}]}'),
+        ("f.yaml", "kind: Pipeline\nname: a\nsteps: [{id: x,\n id: y}]"),
+        ("f.yaml", 'kind: Pipeline\nname: a\nsteps:\n- "id": x\n  id: y'),
+        ("f.json", '{"kind": "Pipeline", "name": "a",\n "steps": [{"id": "x",\n "id": "y"}]}'),
     ],
 )
 def test_a_key_stands_once(name: str, text: str) -> None:
     (told,) = refused(text, name)
-    assert told.endswith((": steps[0].id: the key stands twice; first in line 2", "first in line 3"))
+    assert told.endswith((": steps[0].id: the key stands twice; first in line 2", "first in line 3", "first in line 4"))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +345,10 @@ def test_a_key_stands_once(name: str, text: str) -> None:
         ("just text", "f.yaml:1: an object must be a mapping with the key kind, not the text 'just text'"),
         ("kind: Pipeline\n\tname: a\n", "f.yaml:2: a tab; YAML is indented with spaces"),
         ("kind: Pipeline\nname: *a\n", "f.yaml:2: name: the alias *a has no anchor &a before it"),
-        ("kind: Pipeline\ncontext: &a {b: *a}\n", "f.yaml:2: context.b: the alias *a is within its own anchor"),
+        (
+            "kind: Pipeline\nname: x\ncontext: &a {b: *a}\n",
+            "f.yaml:3: context.b: the alias *a is within its own anchor",
+        ),
         (b"kind: Pipeline\nname: \xe9", "f.yaml:2: the byte 0xE9 is not UTF-8 (Latin-1?); save the file as UTF-8"),
         ("kind: Pipeline".encode("utf-16"), "f.yaml:1: the file is UTF-16; save it as UTF-8"),
         ("kind: Pipeline".encode("utf-16-le"), "f.yaml:1: the file looks like UTF-16; save it as UTF-8"),
