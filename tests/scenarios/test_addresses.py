@@ -50,11 +50,11 @@ async def test_f98_loopback_never_goes_through_a_proxy(
 
 def test_f98_elsewhere_the_error_names_the_proxy() -> None:
     done = Cli("conveyor.example:7460", **DEAD_PROXY)("list", "pipelines")
-    assert done.code == 1
+    assert done.code == 7
     assert "through the proxy http://127.0.0.1:1" in done.err
     assert "CONVEYOR_NO_PROXY=1" in done.err
     direct = Cli("conveyor.example:7460", **DEAD_PROXY, CONVEYOR_NO_PROXY="1")("list", "pipelines")
-    assert direct.code == 1
+    assert direct.code == 7
     assert "proxy" not in direct.err
 
 

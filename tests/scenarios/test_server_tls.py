@@ -100,7 +100,7 @@ def test_grpcurl_over_tls(secured: Secured) -> None:
 
 def test_what_the_command_line_says_without_a_certificate(secured: Secured) -> None:
     done = Cli(secured.site.server.address)("list", "pipelines")
-    assert done.code == 1
+    assert done.code == 7
     assert "cannot reach" in done.err
     assert "TLS" in done.err
 

@@ -8,7 +8,7 @@ from conveyor.cli.failures import Ended, Exit
 from conveyor.cli.options import Settings
 from conveyor.cli.output import print_value
 from conveyor.cli.terminal import note
-from conveyor.sdk.errors import ConveyorError, NotFound, Unavailable
+from conveyor.sdk.errors import ConveyorError, NotFound
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ async def each(
             if missing_is_fine and isinstance(error, NotFound):
                 continue
             codes.append(report(error, f"{name(item)}: "))
-            if left and isinstance(error, Unavailable) and not error.reason:
+            if left and codes[-1] is Exit.GIVEN_UP:
                 note(f"  not tried: {', '.join(map(name, left))}")
                 break
     finish(codes)

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.output import block, table
-from conveyor.cli.tables import STEPS, labels, step_row
+from conveyor.cli.tables import STEPS, UNKNOWN, labels, step_row
 from conveyor.cli.terminal import harmless, one_line
 from conveyor.cli.times import length, moment, now
 from conveyor.cli.yaml_writer import to_yaml
@@ -45,7 +45,7 @@ def describe_run(run: Run, at: datetime) -> str:
             ("State", enum_name(run, "state")),
             ("Reason", enum_name(run, "reason")),
             ("Message", run.message),
-            ("Cancelled", run.cancel_message),
+            ("Cancelled", run.cancel_message if run.cancel_message != run.message else ""),
             ("Labels", labels(run)),
             ("Created", moment(run, "create_time", at)),
             ("Started", moment(run, "start_time", at)),
@@ -75,7 +75,7 @@ def _driver(driver: Driver, at: datetime) -> str:
         [
             ("Driver", driver.name),
             ("First seen", moment(driver, "create_time", at)),
-            ("Last seen", moment(driver, "last_seen_time", at)),
+            ("Last seen", "now" if driver.workers else moment(driver, "last_seen_time", at)),
             ("Workers", str(len(driver.workers))),
         ]
     )
@@ -86,7 +86,7 @@ def _driver(driver: Driver, at: datetime) -> str:
             worker.name,
             enum_name(worker, "transport"),
             str(worker.busy),
-            str(worker.slots or "?"),
+            str(worker.slots or UNKNOWN),
             ", ".join(worker.definitions),
             "draining" if worker.draining else "",
             moment(worker, "connect_time", at),

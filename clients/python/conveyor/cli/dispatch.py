@@ -8,7 +8,8 @@ import click
 from conveyor.cli.failures import CliError, Ended, Exit, Interrupted, PipeClosed
 from conveyor.cli.groups import Entry, Group
 from conveyor.cli.terminal import harmless, is_terminal, note
-from conveyor.sdk.errors import ApiError, ConfigurationError, ConnectionGivenUp, ConveyorError, WaitTimeout
+from conveyor.sdk.errors import ApiError, ConfigurationError, ConnectionGivenUp, ConveyorError, Unavailable, WaitTimeout
+from conveyor.version import VERSION
 
 _RUN = Group(
     "run",
@@ -37,8 +38,14 @@ _DRIVER = Group(
 _GROUPS = {"run": _RUN, "driver": _DRIVER}
 _SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 connection given up, 130 Ctrl-C.
+Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 no server reached, 130 Ctrl-C.
 """
+
+
+def _version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        print(f"conveyor {VERSION}")
+        context.exit()
 
 
 class _Root(Group):
@@ -61,12 +68,18 @@ ROOT = _Root(
     summary=_SUMMARY,
     open_ended=True,
 )
+ROOT.params.append(
+    click.Option(
+        ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+    )
+)
 
 # What to do about an error, where its text does not say it.
 _HINTS = {
     "ETAG_MISMATCH": "it changed in between: get it again and repeat",
     "CONTENTION": "try again",
-    "STORE_UNAVAILABLE": "nothing was changed; try again when the store is back",
+    "STORE_UNAVAILABLE": "nothing is known to have happened; try again when the store is back",
+    "BROKER_UNAVAILABLE": "the server's broker is away; try again when it is back",
     "SHUTTING_DOWN": "try again in a moment",
     "OUTCOME_UNKNOWN": "it may have happened: look before you repeat",
     "RUN_NOT_FINISHED": "`conveyor run cancel` ends it",
@@ -117,21 +130,29 @@ def _check_text(arguments: Sequence[str]) -> None:
 def report(error: ConveyorError, about: str = "") -> Exit:
     """Print what went wrong and return the exit code for it."""
     lines: list[str] = []
-    if isinstance(error, ApiError):
-        lines = [f"{each.field}: {each.description}" if each.field else each.description for each in error.violations]
+    cause = _cause(error)
+    if isinstance(cause, ApiError):
+        lines = [f"{each.field}: {each.description}" if each.field else each.description for each in cause.violations]
         # With a single violation the message often says all of it.
-        lines = [line for line in lines if line not in error.message]
-        hint = _HINTS.get(error.reason) or _HINTS.get(error.code)
+        lines = [line for line in lines if line not in cause.message]
+        hint = _HINTS.get(cause.reason) or _HINTS.get(cause.code)
         lines += [hint] if hint else []
     return _failed(about + error.message, lines, _code_of(error))
 
 
 def _code_of(error: ConveyorError) -> Exit:
-    if isinstance(error, ConnectionGivenUp):
+    # A server that says why it cannot answer, e.g. that its store is away, was reached.
+    if isinstance(error, ConnectionGivenUp | Unavailable) and not getattr(_cause(error), "reason", ""):
         return Exit.GIVEN_UP
     if isinstance(error, WaitTimeout):
         return Exit.TIMED_OUT
     return Exit.USAGE if isinstance(error, ConfigurationError) else Exit.ERROR
+
+
+def _cause(error: ConveyorError) -> ConveyorError:
+    """What a call was given up for, or the error itself."""
+    cause = error.__cause__ if isinstance(error, ConnectionGivenUp) else None
+    return cause if isinstance(cause, ConveyorError) else error
 
 
 def _failed(message: str, details: Sequence[str] = (), code: Exit = Exit.ERROR) -> Exit:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -20,7 +20,6 @@ from conveyor.cli.session import run
 from conveyor.cli.terminal import note
 from conveyor.cli.values import seconds_option
 from conveyor.sdk import Client
-from conveyor.sdk.errors import ConnectionGivenUp, Unavailable
 from conveyor.v1.run_pb2 import Run, RunState
 
 _OUTCOMES = {
@@ -28,8 +27,6 @@ _OUTCOMES = {
     RunState.RUN_STATE_FAILED: Exit.RUN_FAILED,
     RunState.RUN_STATE_CANCELLED: Exit.RUN_CANCELLED,
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +73,11 @@ def outcome_of(ended: Run) -> Exit:
 
 
 async def first_look(client: Client, run_id: str) -> Run:
-    """The run. NotFound when there is none; ConnectionGivenUp at once when no server answers."""
-    return await at_once(client.runs.get(run_id))
-
-
-async def at_once(call: Awaitable[T]) -> T:
-    """The answer to a first call. ConnectionGivenUp when no server answers.
+    """The run. NotFound when there is none; Unavailable at once when no server answers.
 
     A server that goes away later is waited for; one that was never there is more likely a wrong address.
     """
-    try:
-        return await call
-    except Unavailable as error:
-        if error.reason:
-            raise
-        raise ConnectionGivenUp(error.message) from None
+    return await client.runs.get(run_id)
 
 
 async def watch_to_end(

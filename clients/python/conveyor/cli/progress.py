@@ -113,7 +113,7 @@ class LineProgress:
 
     def _step(self, run: Run, step: StepRun, at: datetime) -> None:
         if self._is_new(run.id, step.step, (step.state, step.reason, step.attempt, step.message)):
-            said = step_message(step) or enum_name(step, "reason")
+            said = step_message(step, now(), otherwise=enum_name(step, "reason"))
             if step.attempt > 1:
                 said = f"attempt {attempt(step)} {said}"
             self._print(run, at, step.step, enum_name(step, "state"), said)

@@ -1,10 +1,11 @@
 """The columns of lists."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import cast
 
 from google.protobuf.message import Message
 
+from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import Row
 from conveyor.cli.times import age, length, time_of
@@ -20,6 +21,8 @@ RESOURCES = ("NAME", "PIPELINE", "GENERATION", "CHANGED", "LABELS")
 RUNS = ("ID", "PIPELINE", "RESOURCE", "STATE", "STEPS", "CREATED", "DURATION", "REASON", "MESSAGE")
 DRIVERS = ("NAME", "WORKERS", "BUSY", "SLOTS", "TRANSPORT", "LAST SEEN")
 STEPS = ("STEP", "DRIVER", "STATE", "ATTEMPT", "DURATION", "REASON", "MESSAGE")
+
+UNKNOWN = "-"
 
 _TERMINAL = frozenset(
     {
@@ -72,13 +75,16 @@ def driver_row(message: Message, now: datetime) -> Row:
     """The row of a driver."""
     it = cast(Driver, message)
     transports = {enum_name(worker, "transport") for worker in it.workers}
+    # 0 of a worker means that nobody knows, as over JetStream.
+    slots = sum(worker.slots for worker in it.workers)
     return (
         it.name,
         str(len(it.workers)),
         str(sum(worker.busy for worker in it.workers)),
-        str(sum(worker.slots for worker in it.workers)),
+        str(slots) if slots or not it.workers else UNKNOWN,
         ", ".join(sorted(transports)),
-        age(it, "last_seen_time", now),
+        # The time is that of the last connect or disconnect.
+        "now" if it.workers else age(it, "last_seen_time", now),
     )
 
 
@@ -92,7 +98,7 @@ def step_row(step: StepRun, now: datetime) -> Row:
         attempt(step),
         length(step, now),
         enum_name(step, "reason"),
-        step_message(step),
+        step_message(step, now),
     )
 
 
@@ -103,25 +109,29 @@ def attempt(step: StepRun) -> str:
     return f"{step.attempt}/{max(step.max_attempts, step.attempt)}"
 
 
-def step_message(step: StepRun) -> str:
-    """What there is to say about a step."""
+def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
+    """What there is to say about a step. `otherwise` stands for a message that there is not."""
     marks = [
         mark
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
             ("taken over", step.inherited),
-            (_since(step), step.message and step.state == StepState.STEP_STATE_QUEUED),
+            (_waiting(step, now), step.state == StepState.STEP_STATE_QUEUED),
         )
         if mark and holds
     ]
-    message = step.message or step.result.message
-    return f"{message} ({', '.join(marks)})".strip() if marks else message
+    message = step.message or step.result.message or otherwise
+    if not marks or not message:
+        return message or ", ".join(marks)
+    return f"{message} ({', '.join(marks)})"
 
 
-def _since(step: StepRun) -> str:
-    """Since when a step waits for its first attempt; of later ones nobody knows."""
+def _waiting(step: StepRun, now: datetime) -> str:
+    """How long a step has been waiting for its first attempt, from a second on; of later ones nobody knows."""
     then = time_of(step, "queue_time")
-    return f"since {then:%Y-%m-%dT%H:%M:%SZ}" if then and step.attempt <= 1 else ""
+    if then is None or step.attempt > 1 or now - then < timedelta(seconds=1):
+        return ""
+    return f"waiting {show_duration((now - then).total_seconds())}"
 
 
 def labels(message: Pipeline | Resource | ResourceDefinition | Run) -> str:

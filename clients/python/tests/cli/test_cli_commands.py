@@ -116,7 +116,7 @@ def test_apply_in_json_and_by_name(conveyor: Conveyor, server: Any, run_id: str,
 def test_without_a_server_apply_says_so_once(conveyor: Conveyor, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVEYOR_ADDRESS", "127.0.0.1:1")
     done = conveyor("apply", "-f", file)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (7, "")
     refused, rest = done.err.splitlines()
     assert refused.startswith(f"error: {file}:10: definition/app: cannot reach the server at 127.0.0.1:1")
     assert rest == f"  not tried: {file}:6: pipeline/release, {file}:1: resource/app/shop"
@@ -182,7 +182,7 @@ def test_lists_of_everything(conveyor: Conveyor, server: Any, make_run: Any, fil
     ]
     assert conveyor("list", "resources").out.splitlines()[1].split() == ["app/shop", "release", "1"]
     assert conveyor("list", "definitions").out.splitlines()[1].split() == ["app", "1"]
-    assert conveyor("driver", "list").out.splitlines()[1].split() == ["compile", "1", "1", "2", "GRPC"]
+    assert conveyor("driver", "list").out.splitlines()[1].split() == ["compile", "1", "1", "2", "GRPC", "now"]
     row = conveyor("run", "list").out.splitlines()[1].split()
     assert row[:5] == [run.id, "release", "app/shop", "RUNNING", "1/3"]
     (listed,) = json.loads(conveyor("run", "list", "-o", "json").out)
@@ -191,6 +191,19 @@ def test_lists_of_everything(conveyor: Conveyor, server: Any, make_run: Any, fil
         "RUNNING",
         ["SUCCEEDED", "RUNNING", "PENDING"],
     )
+
+
+def test_drivers_that_are_connected_were_not_seen_some_time_ago(conveyor: Conveyor, server: Any) -> None:
+    grpc_worker = Worker(name="box-1", slots=2, busy=1, transport=Transport.TRANSPORT_GRPC)
+    consumer = Worker(name="pytest", busy=1, transport=Transport.TRANSPORT_JETSTREAM)
+    for name, workers in {"both": [grpc_worker, consumer], "gone": [], "pytest": [consumer]}.items():
+        driver = Driver(name=name, workers=workers)
+        driver.last_seen_time.FromJsonString("2026-01-31T12:00:00Z")
+        server.drivers.append(driver)
+    both, gone, pulled = (line.split() for line in conveyor("driver", "list").out.splitlines()[1:])
+    assert both == ["both", "2", "2", "2", "GRPC,", "JETSTREAM", "now"]
+    assert (gone[:4], gone[-1]) == (["gone", "0", "0", "0"], "ago")
+    assert pulled == ["pytest", "1", "1", "-", "JETSTREAM", "now"]
 
 
 def test_a_run_for_people(conveyor: Conveyor, server: Any, make_run: Any) -> None:
@@ -209,6 +222,16 @@ def test_a_run_for_people(conveyor: Conveyor, server: Any, make_run: Any) -> Non
         ["ship", "upload", "PENDING"],
     ]
     assert "2/3" in table[2]
+
+
+def test_why_a_run_was_cancelled_is_told_once(conveyor: Conveyor, server: Any, make_run: Any) -> None:
+    run = make_run(RunState.RUN_STATE_CANCELLED, message="wrong branch", cancel_message="wrong branch")
+    server.runs[run.id] = run
+    assert conveyor("run", "get", run.id).out.count("wrong branch") == 1
+    run.message = "step test failed"
+    told = conveyor("run", "get", run.id).out.splitlines()
+    assert "Message:   step test failed" in told
+    assert "Cancelled: wrong branch" in told
 
 
 def test_filters_of_runs(conveyor: Conveyor, server: Any) -> None:
@@ -295,15 +318,42 @@ def test_a_timeout_has_a_code_of_its_own(conveyor: Conveyor, server: Any, make_r
     assert done.err.startswith(f"error: run {run.id} has not ended within 0.001 s")
 
 
-@pytest.mark.parametrize("arguments", [("wait", "x"), ("watch", "x"), ("watch",), ("logs", "x", "-f")])
-def test_no_server_is_not_a_wrong_id(
-    conveyor: Conveyor, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run wait x", "run watch x", "run watch", "run logs x", "run logs x -f", "run start app/shop --wait"),
+        *("run get x", "run list", "run cancel x", "run retry x", "driver list", "get pipeline x", "delete pipeline x"),
+        "version --server",
+    ],
+)
+def test_every_command_says_when_no_server_can_be_reached(
+    conveyor: Conveyor, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("CONVEYOR_ADDRESS", "127.0.0.1:1")
-    done = conveyor("run", *arguments)
+    done = conveyor(*command.split())
     assert done.code == 7
     assert "cannot reach the server at 127.0.0.1:1" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_server_whose_broker_or_store_is_away_was_reached(
+    conveyor: Conveyor, server: Any, refusal: Any, make_run: Any, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor.cli.commands.logs._PATIENCE", 0.0)
+    server.runs[run_id] = make_run()
+    server.refusals["ReadLogs"] = refusal(grpc.StatusCode.UNAVAILABLE, "BROKER_UNAVAILABLE", "no broker answers")
+    for arguments in ((), ("-f", "--give-up-after", "0s")):
+        done = conveyor("run", "logs", run_id, *arguments)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines() == [
+            "error: given up after 0 s: no broker answers",
+            "  the server's broker is away; try again when it is back",
+        ]
+    # What a proxy or a server that went away looks like.
+    server.refusals["ReadLogs"] = refusal(grpc.StatusCode.INTERNAL, "", "RST_STREAM")
+    assert conveyor("run", "logs", run_id).code == 7
+    server.refusals["ListRuns"] = refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "the store is away")
+    assert conveyor("run", "list").code == 1
 
 
 @pytest.mark.parametrize("command", ["wait", "watch", "logs", "get", "cancel", "delete"])
@@ -415,7 +465,9 @@ def test_usage(conveyor: Conveyor, arguments: tuple[str, ...]) -> None:
 def test_version(conveyor: Conveyor, server: Any) -> None:
     from conveyor.version import VERSION
 
-    assert conveyor("version").out == f"conveyor {VERSION}\n"
+    for words in (("version",), ("--version",)):
+        done = conveyor(*words)
+        assert (done.code, done.out, done.err) == (0, f"conveyor {VERSION}\n", "")
     assert conveyor("version", "--server").out.splitlines() == [f"conveyor {VERSION}", "server 9.9.9 (sqlite)"]
     assert json.loads(conveyor("version", "-o", "json").out) == {"client": {"version": VERSION}}
 

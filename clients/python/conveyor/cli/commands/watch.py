@@ -12,7 +12,6 @@ from conveyor.cli.dispatch import report
 from conveyor.cli.encode import encode_object
 from conveyor.cli.failures import Exit, Interrupted
 from conveyor.cli.following import (
-    at_once,
     first_look,
     give_up_option,
     outcome_of,
@@ -86,7 +85,8 @@ def _watch_all(
     wanted = run_states(states)
 
     async def work(client: Client) -> None:
-        await at_once(client.server_info())
+        # As a first look at a run: a server that was never there is not waited for.
+        await client.server_info()
         updates = client.runs.watch_all(
             pipeline=pipeline,
             definition=of_definition,
