@@ -114,15 +114,14 @@ class Demo:
         # JSON strings are YAML strings, whatever is in them.
         quoted = {name: json.dumps(str(value)) for name, value in values.items()}
         manifest.write_text(Template((HERE / "release.yaml").read_text()).substitute(quoted))
-        say_command(CONVEYOR, "apply", "-f", manifest)
-        run_id = ""
-        for each in self.conveyor("apply", "-f", manifest):
-            say(f"{each['kind']} {each['name']}: {each['outcome'].lower()}")
-            run_id = each.get("run", run_id)
-        if not run_id:
-            say_command(CONVEYOR, "run", "start", RESOURCE)
-            run_id = self.conveyor("run", "start", RESOURCE)["id"]
-        return run_id
+        for words in (("apply", "-f", manifest), ("run", "start", RESOURCE)):
+            say_command(CONVEYOR, *words)
+            output = self.call(CONVEYOR, *words)
+            say(output, end="")
+            # A Resource that is as it was starts no run when it is applied.
+            if started := re.search(r"\brun (\S+) started$", output, re.MULTILINE):
+                return started[1]
+        raise DemoError(f"`conveyor run start` told of no run: {output}")
 
     def follow(self, run_id: str) -> None:
         """Show the run until it has ended."""
