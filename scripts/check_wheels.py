@@ -62,7 +62,7 @@ def main() -> None:
         install = [python, *pip, "install", "--quiet"]
         run(*install, client)
         run(python, "-c", CLIENT_ALONE)
-        run(*install, f"{client}[cli,jetstream]", "pytest", "pytest-asyncio")
+        run(*install, f"{client}[cli,jetstream]", "pytest")
         run(python, "-m", "pytest", "--quiet", ROOT / "clients" / "python" / "tests")
         run(python.with_name("conveyor"), "version")
         run(*install, server, "--find-links", "dist")

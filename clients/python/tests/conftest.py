@@ -1,6 +1,7 @@
 """What the client's tests share: they need no server, and of pytest no plugin.
 
-`pytest` and `conveyor-client[jetstream]` are enough: coroutine tests are run here, unless pytest-asyncio does it.
+`pytest` and `conveyor-client[jetstream]` are enough: coroutine tests are run here, each within a limit. With the root's
+settings pytest-asyncio runs them, and pytest-timeout limits them.
 """
 
 import asyncio
