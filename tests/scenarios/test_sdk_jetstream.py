@@ -13,6 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StreamConfig
 
 from conveyor.bus import loglines, subjects, wire
@@ -41,6 +42,7 @@ class Engine:
         self.js = client.jetstream()
         self.results: asyncio.Queue[ResultArrived] = asyncio.Queue()
         self.lines: list[LogLine] = []
+        self.new_lines = asyncio.Event()
 
     async def start(self) -> None:
         for name, retention in {
@@ -63,6 +65,12 @@ class Engine:
                 pass
             await asyncio.sleep(0.01)
 
+    async def until_lines(self, count: int) -> None:
+        """Wait until so many lines have come."""
+        while len(self.lines) < count:
+            await self.new_lines.wait()
+            self.new_lines.clear()
+
     async def send(self, assignment: Assignment) -> None:
         subject = subjects.ticket(assignment.namespace, assignment.driver, assignment.resource.definition)
         await self.js.publish(subject, wire.encode_ticket(assignment, first=True))
@@ -82,6 +90,7 @@ class Engine:
 
     async def _take_lines(self, message: Msg) -> None:
         self.lines += [stored.line for stored in loglines.decode_lines(message.subject, message.data)]
+        self.new_lines.set()
 
 
 @asynccontextmanager
@@ -229,6 +238,59 @@ async def test_a_driver_goes_on_after_the_broker_was_restarted(
         assert (await engine.results.get()).run == "run-2"
         await engine.until_acked("compile")
     assert starts == 2
+
+
+AGAIN = "[this attempt was given out again: the driver that had it went away]"
+
+
+async def lines_of_two_deliveries(broker: NatsServer, *, before: int) -> list[tuple[int, str]]:
+    """The lines of a ticket whose first driver goes away after so many."""
+    started = asyncio.Event()
+    first = Driver("compile", definitions=["app"], transport="jetstream", nats=broker.url)
+
+    @first.reconcile
+    async def reconcile(job: Job) -> None:
+        for number in range(before):
+            job.log("before %d", number)
+        started.set()
+        await asyncio.Event().wait()
+
+    async with engine_on(broker) as engine:
+        going = asyncio.create_task(first.serve())
+        await engine.until_pulling("compile")
+        await engine.send(assignment())
+        await started.wait()
+        await engine.until_lines(before)
+        going.cancel()
+        await asyncio.wait([going])
+        async with serving(echoing(broker)):
+            await engine.results.get()
+        return [(line.seq, line.text) for line in engine.lines]
+
+
+async def test_a_ticket_that_is_delivered_again_goes_on_with_the_numbers_of_its_lines(broker: NatsServer) -> None:
+    assert await lines_of_two_deliveries(broker, before=2) == [
+        (1, "before 0"),
+        (2, "before 1"),
+        (3, AGAIN),
+        (4, "first"),
+        (5, "second"),
+    ]
+
+
+async def test_a_ticket_that_is_delivered_again_begins_at_one_when_it_has_no_lines(broker: NatsServer) -> None:
+    assert await lines_of_two_deliveries(broker, before=0) == [(1, AGAIN), (2, "first"), (3, "second")]
+
+
+async def test_a_ticket_that_is_delivered_again_begins_at_one_when_its_lines_cannot_be_read(
+    broker: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*args: object) -> None:
+        raise nats.errors.TimeoutError
+
+    monkeypatch.setattr(JetStreamContext, "get_last_msg", silent)
+    lines = await lines_of_two_deliveries(broker, before=1)
+    assert lines == [(1, "before 0"), (1, AGAIN), (2, "first"), (3, "second")]
 
 
 async def test_a_deleted_consumer_is_made_anew(broker: NatsServer) -> None:

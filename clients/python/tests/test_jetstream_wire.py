@@ -152,6 +152,7 @@ def test_broken_metadata_counts_as_none():
 def test_log_lines():
     line = LogLine(run="r1", step="build", attempt=2, seq=5, text="ü", stream=LogStream.LOG_STREAM_STDERR, partial=True)
     line.time.FromJsonString("2026-11-25T00:42:13.123456789Z")
+    assert json.loads(wire.encode_lines([line], "compile", "release", after=40))[0]["seq"] == line.seq + 40
     assert json.loads(wire.encode_lines([line], "compile", "release")) == [
         {
             "driver": "compile",
@@ -187,3 +188,22 @@ def test_subjects():
     assert wire.log_subject("default", "r1", "") == "logs.r1"
     assert wire.result_subject("team") == "ns.team.pipelines.driver.result"
     assert wire.cancel_filter("default") == "cancel.*.*"
+
+
+@pytest.mark.parametrize(
+    ("body", "last"),
+    [
+        (
+            '[{"attempt": 2, "seq": 7}, {"attempt": 2, "seq": 9}, {"attempt": 2, "seq": 8}, {"attempt": 3, "seq": 10}]',
+            9,
+        ),
+        ('{"attempt": "2", "seq": "7"}', 7),
+        ('[{"attempt": 1, "seq": 7}]', 0),
+        ('{"message": "of an older driver"}', 0),
+        ('[{"attempt": 2, "seq": -1}, {"attempt": 2, "seq": []}, 3, null]', 0),
+        ("no JSON", 0),
+        ("", 0),
+    ],
+)
+def test_the_last_line_of_an_attempt_in_a_message(body, last):
+    assert wire.last_seq(body.encode(), 2) == last

@@ -74,7 +74,7 @@ class JetStreamTransport:
         self._told = ""
         self._consumer = wire.consumer(options.namespace, options.driver)
         self._client = NatsClient()
-        self._js = self._client.jetstream()
+        self._js = self._client.jetstream(timeout=_PUBLISH_WITHIN)
         self._puller = Puller(
             self._client,
             wire.MESSAGES_STREAM,
@@ -221,7 +221,7 @@ class JetStreamTransport:
                 failed = DriverResult(outcome=Outcome.OUTCOME_FAILED, message=ticket.problem, retryable=False)
                 self._later(self._answer(key, ticket, failed, self._logs.written))
             else:
-                self._runner.start(assignment)
+                self._runner.start(assignment, again=message.metadata.num_delivered > 1)
 
     def _report(self, job: Job, result: DriverResult) -> None:
         ticket, _ = self._tickets[job.key]
@@ -266,21 +266,36 @@ class JetStreamTransport:
             while lines := self._logs.take(_LOG_BYTES):
                 for key, group in groupby(lines, lambda line: (line.run, line.step, line.attempt)):
                     mine = list(group)
-                    await self._publish_group(key, mine)
+                    await self._publish_group(key, mine, await self._earlier(key))
                     self._logs.ack(key, mine[-1].seq + 1)
                     async with self._lines_published:
                         self._published_lines += len(mine)
                         self._lines_published.notify_all()
 
-    async def _publish_group(self, key: AttemptKey, lines: list[LogLine]) -> None:
+    async def _earlier(self, key: AttemptKey) -> int:
+        """How many lines an attempt has from a worker that had it before; 0 when that cannot be told."""
+        log = self._logs.get(key)
+        if log is None:
+            return 0
+        if log.earlier is None:
+            run, step, attempt = key
+            subject = wire.log_subject(self._options.namespace, run, step)
+            log.earlier = 0
+            # The broker's answer is waited for as long as that to a publish; the log is not worth more.
+            with suppress(nats.errors.Error, TimeoutError), cancellable():
+                last = await self._js.get_last_msg(wire.LOGS_STREAM, subject)
+                log.earlier = wire.last_seq(last.data or b"", attempt)
+        return log.earlier
+
+    async def _publish_group(self, key: AttemptKey, lines: list[LogLine], earlier: int) -> None:
         run, step, _ = key
         held = self._tickets.get(key)
         pipeline = held[0].assignment.pipeline if held is not None else ""
-        body = wire.encode_lines(lines, self._options.driver, pipeline)
+        body = wire.encode_lines(lines, self._options.driver, pipeline, earlier)
         if len(body) > self._client.max_payload and len(lines) > 1:
             half = len(lines) // 2
-            await self._publish_group(key, lines[:half])
-            await self._publish_group(key, lines[half:])
+            await self._publish_group(key, lines[:half], earlier)
+            await self._publish_group(key, lines[half:], earlier)
             return
         await self._publish(wire.log_subject(self._options.namespace, run, step), body, None)
 

@@ -17,6 +17,7 @@ from conveyor.v1.run_pb2 import RunState, StepState
 from conveyor.v1.worker_pb2 import Assignment, StepResult
 
 MESSAGES_STREAM = "messages"
+LOGS_STREAM = "logs"
 
 _KEY = "conveyor."
 _ECHOED = frozenset(f"{_KEY}{name}" for name in ("step", "attempt", "token", "namespace", "driver")) | {"version"}
@@ -145,9 +146,19 @@ def encode_result(ticket: Ticket, result: DriverResult) -> bytes:
     )
 
 
-def encode_lines(lines: Sequence[LogLine], driver: str, pipeline: str) -> bytes:
-    """The body for lines of one attempt."""
-    return _dump([_line(line, driver, pipeline) for line in lines])
+def encode_lines(lines: Sequence[LogLine], driver: str, pipeline: str, after: int = 0) -> bytes:
+    """The body for lines of one attempt; their numbers follow the `after` lines that it has already."""
+    return _dump([_line(line, driver, pipeline, after) for line in lines])
+
+
+def last_seq(body: bytes, attempt: int) -> int:
+    """The number of the last line of an attempt in a message with log lines; 0 when it has none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return 0
+    lines = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict)]
+    return max((_int(line.get("seq")) for line in lines if _int(line.get("attempt")) == attempt), default=0)
 
 
 def decode_cancel(subject: str, body: bytes) -> CancelNotice:
@@ -223,7 +234,7 @@ def _echo(ticket: Ticket) -> dict[str, Any]:
     return {key: value for key, value in ticket.resource.items() if key != "spec"} | {"metadata": metadata}
 
 
-def _line(line: LogLine, driver: str, pipeline: str) -> dict[str, object]:
+def _line(line: LogLine, driver: str, pipeline: str, after: int) -> dict[str, object]:
     body: dict[str, object] = {
         "driver": driver,
         "message": line.text,
@@ -232,7 +243,7 @@ def _line(line: LogLine, driver: str, pipeline: str) -> dict[str, object]:
         "timestamp": str(line.time.seconds),
         "step": line.step,
         "attempt": line.attempt,
-        "seq": line.seq,
+        "seq": after + line.seq,
         "stream": LogStream.Name(line.stream).removeprefix("LOG_STREAM_").lower(),
         "time": line.time.ToJsonString(),
     }

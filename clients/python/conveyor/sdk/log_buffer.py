@@ -112,6 +112,10 @@ class LogBuffer:
             self._unsent = deque(chain.from_iterable(log.unacked for log in self._logs.values()))
             self._sent = written - len(self._unsent)
 
+    def get(self, key: AttemptKey) -> "JobLog | None":
+        """The log of an attempt whose lines are not all stored yet, or will be more."""
+        return self._logs.get(key)
+
     @property
     def stalled(self) -> bool:
         """Whether the server does not store what it gets: results need not wait for their lines."""
@@ -203,6 +207,8 @@ class JobLog:
     def __init__(self, buffer: LogBuffer, key: AttemptKey) -> None:
         self.key = key
         self.next_seq = 1
+        # How many lines an earlier job of the same attempt left, which its numbers do not count. None: not known yet.
+        self.earlier: int | None = 0
         self.dropped = 0
         self.closed = False
         self.hurry = False

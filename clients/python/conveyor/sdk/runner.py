@@ -25,6 +25,8 @@ Report = Callable[[Job, DriverResult], None]
 
 _log = logging.getLogger(__name__)
 
+_AGAIN = "[this attempt was given out again: the driver that had it went away]"
+
 # What a message needs besides the data of its result.
 _HEADROOM = 256 * 1024
 
@@ -46,8 +48,11 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._threads = None if _is_async(handler) else Threads(slots)
 
-    def start(self, assignment: Assignment) -> None:
-        """Begin with an assignment. One that is held already, with the same token, is left alone."""
+    def start(self, assignment: Assignment, *, again: bool = False) -> None:
+        """Begin with an assignment. One that is held already, with the same token, is left alone.
+
+        `again`: another worker had it, and may have left lines in its log.
+        """
         key = (assignment.run, assignment.step, assignment.attempt)
         held = self.jobs.get(key)
         if held is not None:
@@ -55,6 +60,9 @@ class Runner:
                 return
             self.forget(key, "the attempt was given out again")
         job = Job(assignment, self._logs.open(key))
+        if again:
+            job._log.earlier = None
+            job.log(_AGAIN)
         self.jobs[key] = job
         if self._threads is None:
             job._task = self._loop.create_task(self._run(job))
