@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -40,6 +41,8 @@ class RetryPlan:
 
 
 NO_RETRY = RetryPlan()
+
+_DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +84,15 @@ class Plan:
 
     def inputs(self, index: int) -> Sequence[int]:
         """The steps whose results the step receives: all before it, all ancestors in a graph, or all main ones."""
+        return list(compress(range(self.main), self.selectors(index)))
+
+    def selectors(self, index: int) -> bytes:
+        """The same as one byte for each step: 1 for those it receives from. Zeros at the end are left out."""
         if index >= self.main:
-            return range(self.main)
+            return b"\1" * self.main
         if self.is_list:
-            return range(index)
-        mask = self.ancestors[index]
-        found = []
-        while mask:
-            low = mask & -mask
-            found.append(low.bit_length() - 1)
-            mask ^= low
-        return found
+            return b"\1" * index
+        return bin(self.ancestors[index])[:1:-1].encode().translate(_DIGITS)
 
 
 def micros(duration: Duration) -> int:

@@ -12,7 +12,7 @@ import structlog
 from conveyor.core import errors
 from conveyor.core.model import Claim, Claimed, Decision, Event, NotReceived, Stop
 from conveyor.engine import repair
-from conveyor.engine.assignments import assignment
+from conveyor.engine.assignments import packed
 from conveyor.engine.clock import Now
 from conveyor.engine.dispatch import Dispatcher, Send, new_token
 from conveyor.engine.tickets_port import Tickets
@@ -62,7 +62,7 @@ class Handover(ABC):
             # Its worker came back without it, moved, left or drains.
             self.not_received(token, run, index)
         else:
-            worker.outbox.assign(assignment(run, index, self.now()))
+            worker.outbox.assign(token, packed(run, index, self.now()))
 
     def not_received(self, token: str, run: StoredRun | None = None, index: int = 0) -> None:
         """An assignment that surely never reached its worker: queue its step again."""

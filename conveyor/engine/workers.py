@@ -18,8 +18,8 @@ DriverKey = tuple[str, str]
 class Outbox(Protocol):
     """Where a worker's stream takes what it must send. Neither method waits or raises."""
 
-    def assign(self, assignment: worker_pb2.Assignment) -> None:
-        """Send an assignment."""
+    def assign(self, token: str, assignment: bytes) -> None:
+        """Send a serialized assignment, which has this token."""
         ...
 
     def stop(self, cancellation: worker_pb2.Cancellation) -> None:

@@ -19,7 +19,7 @@ class Outbox:
     def __init__(self) -> None:
         self._acks: list[result_pb2.ResultAck] = []
         self._log_acks: list[log_pb2.LogAck] = []
-        self._assignments: list[worker_pb2.Assignment] = []
+        self._assignments: list[tuple[str, bytes]] = []
         self._cancellations: list[worker_pb2.Cancellation] = []
         self._first: list[worker_service_pb2.WorkResponse] = []
         self._tick: worker_pb2.Tick | None = None
@@ -28,9 +28,9 @@ class Outbox:
         self.closed: errors.DomainError | None = None
         """Why the stream is to end, once it is."""
 
-    def assign(self, assignment: worker_pb2.Assignment) -> None:
-        """Send an assignment."""
-        self._assignments.append(assignment)
+    def assign(self, token: str, assignment: bytes) -> None:
+        """Send a serialized assignment, which has this token."""
+        self._assignments.append((token, assignment))
         self._something.set()
 
     def stop(self, cancellation: worker_pb2.Cancellation) -> None:
@@ -70,16 +70,16 @@ class Outbox:
             self._room.clear()
             await self._room.wait()
 
-    def unsent(self) -> list[worker_pb2.Assignment]:
-        """Take out the assignments that were never sent."""
+    def unsent(self) -> list[str]:
+        """Take out the assignments that were never sent; their tokens."""
         unsent, self._assignments = self._assignments, []
-        return unsent
+        return [token for token, _ in unsent]
 
-    async def next(self) -> worker_service_pb2.WorkResponse | None:
-        """What has gathered, as one message; waits for something, None when the stream is to end."""
+    async def next(self) -> bytes | None:
+        """What has gathered, as one serialized WorkResponse; waits for something, None when the stream is to end."""
         while True:
             if self._first:
-                return self._first.pop(0)
+                return self._first.pop(0).SerializeToString()
             if self._acks or self._assignments or self._cancellations or self._log_acks or self._tick:
                 return self._gathered()
             if self.closed is not None:
@@ -87,19 +87,34 @@ class Outbox:
             self._something.clear()
             await self._something.wait()
 
-    def _gathered(self) -> worker_service_pb2.WorkResponse:
+    def _gathered(self) -> bytes:
         response = worker_service_pb2.WorkResponse(
             acks=self._acks, log_acks=self._log_acks, cancellations=self._cancellations, tick=self._tick
         )
         self._acks, self._log_acks, self._cancellations, self._tick = [], [], [], None
         self._room.set()
+        pieces = [response.SerializeToString()]
         count = 0
         room = MAX_MESSAGE_BYTES
-        for assignment in self._assignments:
-            room -= assignment.ByteSize()
+        for _, assignment in self._assignments:
+            room -= len(assignment)
             if room < 0 and count:
                 break
             count += 1
-        response.assignments.extend(self._assignments[:count])
+            pieces += (_ASSIGNMENTS, _varint(len(assignment)), assignment)
         del self._assignments[:count]
-        return response
+        return b"".join(pieces)
+
+
+_ASSIGNMENTS = bytes([worker_service_pb2.WorkResponse.ASSIGNMENTS_FIELD_NUMBER << 3 | 2])
+"""What stands before the length of a message in this field, in protobuf's encoding."""
+
+
+def _varint(number: int) -> bytes:
+    """A length in protobuf's encoding: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -7,6 +7,8 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+
 from conveyor.core import errors
 from conveyor.core.errors import Violation
 from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES, NAME_LENGTH, NAME_RULE
@@ -15,7 +17,7 @@ from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.sessions import Sessions
 from conveyor.gateway.stream import MAX_SLOTS, WorkStream, answer
 from conveyor.state.ids import is_run_id
-from conveyor.v1 import worker_pb2, worker_service_pb2, worker_service_pb2_grpc
+from conveyor.v1 import worker_pb2, worker_service_pb2
 
 PROTOCOL = 1
 HELLO_WITHIN = 10.0
@@ -27,7 +29,7 @@ _MAX_LABELS = 64
 _MAX_DEFINITIONS = 1000
 
 
-class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
+class WorkerServicer:
     """Work streams and results from elsewhere."""
 
     def __init__(self, engine: Engine, sessions: Sessions, logs: Logs | None) -> None:
@@ -37,7 +39,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def Work(  # noqa: N802
         self, request_iterator: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
-    ) -> AsyncIterator[worker_service_pb2.WorkResponse]:
+    ) -> AsyncIterator[bytes]:
         """One worker, as long as its stream lives."""
         requests = aiter(request_iterator)
         try:
@@ -68,6 +70,20 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                 )
             )
             yield worker_service_pb2.ReportResultsResponse(acks=acks)
+
+
+def add_worker_service(servicer: WorkerServicer, server: Any) -> None:
+    """As the generated function does; but what a Work stream sends is serialized already."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Work": grpc.stream_stream_rpc_method_handler(servicer.Work, worker_service_pb2.WorkRequest.FromString),
+        "ReportResults": grpc.stream_stream_rpc_method_handler(
+            servicer.ReportResults,
+            worker_service_pb2.ReportResultsRequest.FromString,
+            worker_service_pb2.ReportResultsResponse.SerializeToString,
+        ),
+    }
+    name = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
 
 def check_hello(hello: worker_pb2.Hello) -> None:

@@ -157,8 +157,8 @@ class Sessions:
             outbox.close(reason)
 
     def _give_back(self, outbox: Outbox) -> None:
-        for assignment in outbox.unsent():
-            self._engine.not_received(assignment.token)
+        for token in outbox.unsent():
+            self._engine.not_received(token)
 
     def _record(
         self, hello: worker_pb2.Hello, namespace: str, session: str, connect_time: int

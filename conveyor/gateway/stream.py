@@ -68,8 +68,8 @@ class WorkStream:
         hello: worker_pb2.Hello,
         namespace: str,
         requests: AsyncIterator[worker_service_pb2.WorkRequest],
-    ) -> AsyncIterator[worker_service_pb2.WorkResponse]:
-        """What the worker is to be sent, until its stream ends. Raises the reason why the server ends it."""
+    ) -> AsyncIterator[bytes]:
+        """What the worker is to be sent, serialized, until its stream ends. Raises why the server ends it."""
         outbox = self._outbox
         session, revoked, stops = await self._sessions.attach(hello, namespace, outbox)
         outbox.send(self._welcome(session, revoked))

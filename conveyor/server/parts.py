@@ -29,7 +29,7 @@ from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.sweep import Sweep
 from conveyor.engine.tickets import JetStreamTickets
 from conveyor.engine.workers import Pool
-from conveyor.gateway.service import WorkerServicer
+from conveyor.gateway.service import WorkerServicer, add_worker_service
 from conveyor.gateway.sessions import Sessions
 from conveyor.logs.store import LogStore
 from conveyor.server.config import Config
@@ -41,7 +41,7 @@ from conveyor.state.sessions import SessionStore
 from conveyor.state.views import timestamp
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store, StoreError
-from conveyor.v1 import server_pb2, worker_service_pb2_grpc
+from conveyor.v1 import server_pb2
 from conveyor.version import VERSION
 from conveyor.watch.feed import Feed
 from conveyor.watch.hub import Hub
@@ -117,9 +117,7 @@ class Parts:
             info=self._info,
         )
         self._health = add_services(server, services)
-        worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(
-            WorkerServicer(self.engine, self.sessions, self._logs), server
-        )
+        add_worker_service(WorkerServicer(self.engine, self.sessions, self._logs), server)
 
     def _info(self) -> server_pb2.ServerInfo:
         return server_pb2.ServerInfo(

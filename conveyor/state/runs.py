@@ -33,6 +33,18 @@ class Unreadable(errors.InternalError):
 
 
 @dataclass(slots=True)
+class Inputs:
+    """Serialized parts of a run's assignments: what all have in common, and the result of each step that has ended.
+
+    `states` are the packed states of the steps when `results` were brought up to date.
+    """
+
+    common: bytes = b""
+    results: list[bytes] = field(default_factory=list)
+    states: bytes = b""
+
+
+@dataclass(slots=True)
 class StoredRun:
     """A run as the store holds it: its state, the revision of its head, and its snapshot.
 
@@ -42,7 +54,7 @@ class StoredRun:
     state: RunState
     revision: int
     spec: storage_pb2.RunSpec
-    inputs: dict[int, bytes] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def head(self) -> storage_pb2.RunHead:

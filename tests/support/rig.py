@@ -24,7 +24,7 @@ from conveyor.engine.remote import RemoteRuns, SessionsWatch
 from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.sweep import Sweep
 from conveyor.engine.workers import Pool
-from conveyor.gateway.service import WorkerServicer
+from conveyor.gateway.service import WorkerServicer, add_worker_service
 from conveyor.gateway.sessions import Sessions
 from conveyor.state import keys
 from conveyor.state.runs import Runs, StoredRun
@@ -32,7 +32,7 @@ from conveyor.state.sessions import SessionStore
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store
 from conveyor.v1 import pipeline_pb2, resource_pb2, result_pb2, worker_pb2, worker_service_pb2
-from conveyor.v1.worker_service_pb2_grpc import WorkerServiceStub, add_WorkerServiceServicer_to_server
+from conveyor.v1.worker_service_pb2_grpc import WorkerServiceStub
 from conveyor.watch.feed import Feed
 from conveyor.watch.hub import Hub
 from tests.support.faulty import Clock, FaultyStore
@@ -92,7 +92,7 @@ class Replica:
         self._spawn(self.sessions.watch_over())
         self._spawn(self.engine.timers.run(self.engine.tick))
         server = grpc.aio.server(interceptors=[ServerInterceptor()], options=[("grpc.so_reuseport", 0)])
-        add_WorkerServiceServicer_to_server(WorkerServicer(self.engine, self.sessions, None), server)
+        add_worker_service(WorkerServicer(self.engine, self.sessions, None), server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._server = server
