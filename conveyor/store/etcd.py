@@ -46,7 +46,8 @@ from conveyor.store.port import (
 
 _log = logging.getLogger("conveyor.store.etcd")
 
-_MAX_IN_FLIGHT = 4
+# While one batch is on its way the next one grows: with several smaller ones both sides work more for the same.
+_MAX_IN_FLIGHT = 1
 _FIRST_PAGE = 100
 _LARGEST_PAGE = 5_000
 _PAGE_BYTES = 1 << 20
