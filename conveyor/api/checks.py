@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +14,11 @@ from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import errors, limits
 from conveyor.core.errors import Violation
+from conveyor.core.names import name_fault
 from conveyor.state.ids import is_run_id
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
 from conveyor.v1 import errors_pb2
 
-_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _DEPTH = limits.STRUCT_NESTING
 _MS = 1_000_000
 SECOND = 1000 * _MS
@@ -201,9 +200,9 @@ def known_enums(problems: Problems, path: str, message: Message) -> None:
 
 
 def _check_name(problems: Problems, path: str, value: str) -> None:
-    if not _NAME.fullmatch(value):
-        shown = f"{value[:80]!r} is no name" if value else "is missing"
-        problems.add(path, f"{shown}; a name has {limits.NAME_RULE}")
+    fault = name_fault(value)
+    if fault:
+        problems.add(path, fault)
 
 
 def _join(path: str, key: str) -> str:

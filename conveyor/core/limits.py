@@ -8,8 +8,6 @@ MESSAGE_BYTES = 4 << 20
 PAGE_BYTES = 2 << 20
 """A page of a list ends here, so that it fits into a message with whatever its last object is."""
 
-NAME_LENGTH = 63
-NAME_RULE = "1 to 63 characters of a-z, 0-9 and '-', beginning and ending with a letter or digit"
 LABELS = 64
 LABEL_KEY_BYTES = 128
 LABEL_VALUE_BYTES = 256

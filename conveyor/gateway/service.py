@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,8 @@ import grpc
 
 from conveyor.core import errors
 from conveyor.core.errors import Violation
-from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES, NAME_LENGTH, NAME_RULE
+from conveyor.core.limits import LABEL_KEY_BYTES, LABEL_VALUE_BYTES
+from conveyor.core.names import name_fault
 from conveyor.engine.loop import Engine
 from conveyor.gateway.logs_port import Logs
 from conveyor.gateway.sessions import Sessions
@@ -23,7 +23,6 @@ PROTOCOL = 1
 HELLO_WITHIN = 10.0
 """Seconds that a stream has for its Hello."""
 
-_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _MAX_WORKER_BYTES = 253
 _MAX_LABELS = 64
 _MAX_DEFINITIONS = 1000
@@ -91,13 +90,9 @@ def check_hello(hello: worker_pb2.Hello) -> None:
     found: list[Violation] = []
 
     def name(field: str, value: str) -> None:
-        if len(value) > NAME_LENGTH or not _NAME.fullmatch(value):
-            found.append(
-                Violation(
-                    field,
-                    f"{value!r} is no name; a name has {NAME_RULE}" if value else f"is missing; a name has {NAME_RULE}",
-                )
-            )
+        fault = name_fault(value)
+        if fault:
+            found.append(Violation(field, fault))
 
     if hello.protocol > PROTOCOL:
         found.append(Violation("hello.protocol", f"this server speaks protocol {PROTOCOL}, not {hello.protocol}"))

@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from conveyor.core import errors, limits
+from conveyor.core.names import name_fault
 from conveyor.engine.loop import Engine
 from conveyor.engine.results import result_event
 from conveyor.engine.workers import Worker
@@ -126,6 +127,7 @@ class WorkStream:
     def _take(self, session: Session, request: worker_service_pb2.WorkRequest) -> None:
         """Handle one message; what takes time goes on by itself, since the stream may end before it does."""
         if request.logs:
+            check_lines(request.logs)
             self._logs_stored = self._engine.spawn(self._store_logs(session, request.logs, self._logs_stored))
         for report in request.results:
             self._under_way += 1
@@ -184,6 +186,25 @@ class WorkStream:
 
 
 MAX_SLOTS = 10_000
+
+
+def check_lines(lines: Sequence[log_pb2.LogLine]) -> None:
+    """Raises errors.ProtocolViolation for a line that cannot be one of an attempt.
+
+    Its run and step become the subject under which it is stored: what is no name would reach other runs' lines, or
+    break the broker's protocol.
+    """
+    known: set[tuple[str, str]] = set()
+    for position, line in enumerate(lines):
+        if (line.run, line.step) not in known:
+            if not is_run_id(line.run):
+                raise errors.ProtocolViolation(f"logs[{position}].run: {line.run[:64]!r} is not the id of a run")
+            fault = name_fault(line.step)
+            if fault:
+                raise errors.ProtocolViolation(f"logs[{position}].step: {fault}")
+            known.add((line.run, line.step))
+        if not line.attempt or not line.seq:
+            raise errors.ProtocolViolation(f"logs[{position}]: attempts and lines count from 1")
 
 
 class _WorkerLeft(errors.DomainError):
