@@ -201,14 +201,14 @@ class Inbox:
         return b"+TERM"
 
     async def _give_signs(self, session: Session) -> None:
-        """Tells the broker of handlers that take long that they live."""
+        """Tells the broker of handlers that take long that they live; at once of those older than the session."""
         while True:
-            await asyncio.sleep(_SIGN_S)
             now = time.monotonic()
             for running in list(self._running.values()):
                 if now - running.since >= _SIGN_S:
                     with contextlib.suppress(BusUnavailable):
                         await session.publish(running.reply, b"+WPI")
+            await asyncio.sleep(_SIGN_S)
 
 
 def _later(seconds: float) -> bytes:

