@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Tests wait more than they compute, so several at a time share a core well.
+TEST_JOBS ?= 4
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
@@ -20,8 +22,8 @@ setup: $(VENV)/.dev ## Install all that developing needs into .venv
 demo: $(VENV)/.installed ## Run the demo pipeline on this source tree; BREAK=test makes that step fail
 	$(BIN)/python examples/demo/run.py $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
-test: $(VENV)/.dev tools ## Run all tests; ARGS go to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev tools ## Run all tests, TEST_JOBS files at a time; ARGS go to pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev gen-check ## Check style, types, imports, protos and generated code
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import signal
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -8,6 +9,12 @@ import pytest
 from blockbuster import BlockBuster
 
 import conveyor
+
+
+def pytest_configure() -> None:
+    """Takes Ctrl-C, and lets children take it, also where a shell started this in the background and has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def at(path: str) -> ModuleType:
