@@ -64,6 +64,17 @@ class Etcd:
         """The client URL."""
         return f"{self._scheme}://{self.address}"
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Returns when the server serves clients, with the data of an earlier start."""
         assert self._process is None

@@ -22,7 +22,7 @@ class ConveyorServer:
     """`conveyor server …` as a child. All methods block: they are quick, and async tests call them in threads.
 
     `mode` is "dev" or "start"; `arguments` follow it. Its data directory, its port and the broker's port stay the same
-    over restarts.
+    over restarts. `program` is the command that takes `server …`, by default the one that is installed.
     """
 
     def __init__(
@@ -32,13 +32,15 @@ class ConveyorServer:
         *,
         mode: str = "dev",
         environment: dict[str, str] | None = None,
+        program: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.log = directory / "server.log"
         self.address = ""
         self._mode = mode
         self._arguments = list(arguments)
-        self._environment = environment or {}
+        self._environment = {} if environment is None else environment
+        self._program = list(program) or [str(Path(sys.executable).parent / "conveyor")]
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -61,7 +63,7 @@ class ConveyorServer:
     def spawn(self) -> None:
         """Start it without waiting."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [str(Path(sys.executable).parent / "conveyor"), "server", self._mode]
+        command = [*self._program, "server", self._mode]
         if self._mode == "dev":
             command += ["--data-dir", str(self.directory / "data")]
         command += ["--listen", self.address or "127.0.0.1:0", "--metrics-listen", "", *self._arguments]
