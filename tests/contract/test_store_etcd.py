@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -445,7 +445,9 @@ class TestQuota:
 
         async def fill() -> None:
             for number in range(100):
-                await store.commit(puts=[Put(f"a/{number}", content)])
+                # The write that passes the quota may be made and answered as if it had been refused.
+                with suppress(Uncertain):
+                    await store.commit(puts=[Put(f"a/{number}", content)])
 
         with pytest.raises(Exhausted):
             await fill()
