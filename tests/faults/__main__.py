@@ -1,0 +1,64 @@
+"""The fault suite's command line: rounds of faults, by seed. See docs/faults.md."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.cluster import Layout
+from tests.faults.report import failure, summary
+from tests.faults.round import Settings, play
+from tests.faults.tally import Tally
+
+
+def main() -> int:
+    """Play the rounds; 1 when an invariant was violated."""
+    given = _arguments()
+    logging.getLogger("conveyor.sdk").setLevel(logging.ERROR)
+    bad = 0
+    for settings in _rounds(given):
+        directory = Path(tempfile.mkdtemp(prefix="faults-", dir=given.keep)) / "round"
+        outcome = play(settings, directory)
+        print(summary(outcome), flush=True)
+        if given.tally is not None:
+            Tally(given.tally).add(outcome)
+        if outcome.violations:
+            bad += 1
+            print(failure(outcome), f"all of it: {directory}", sep="\n", flush=True)
+        elif given.keep is None:
+            shutil.rmtree(directory.parent)
+    return 1 if bad else 0
+
+
+def _rounds(given: argparse.Namespace) -> Iterator[Settings]:
+    for seed in range(given.seed, given.seed + given.seeds):
+        for store in ("sqlite", "etcd") if given.store == "both" else (given.store,):
+            servers = given.servers or 1 + seed % 3
+            layout = Layout(store=store, servers=servers if store == "etcd" else 1, plant=given.plant)
+            yield Settings(seed, layout, given.seconds, tuple(filter(None, given.faults.split(","))))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--store", choices=["sqlite", "etcd", "both"], default="both")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="so many rounds on each store")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="the seed of the first one")
+    parser.add_argument("--faults", default="", metavar="A,B", help="only these; kill- means all that begin so")
+    parser.add_argument("--servers", type=int, default=0, metavar="K", help="on etcd; without, 1 to 3 by the seed")
+    parser.add_argument("--plant", default="", metavar="BUG", help="a deliberate bug in the servers")
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long clients work")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all rounds there, not only those that failed")
+    parser.add_argument("--tally", type=Path, metavar="FILE", help="add the strikes to this JSON file")
+    given = parser.parse_args()
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Random pipelines, and what their drivers do in each step."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from conveyor.sdk import to_struct
+from conveyor.v1.pipeline_pb2 import FailurePolicy, Order, Pipeline, RetryPolicy, Step, TriggerRule
+
+_RULES = [
+    *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
+    TriggerRule.TRIGGER_RULE_ALL_SUCCESS,
+    TriggerRule.TRIGGER_RULE_NONE_FAILED,
+    TriggerRule.TRIGGER_RULE_ONE_FAILED,
+    TriggerRule.TRIGGER_RULE_ALL_DONE,
+]
+_ANSWERS = [*["ok"] * 12, "fail", "fail", "refuse", "give-up", "hang"]
+
+Acts = list[dict[str, Any]]
+
+
+def random_pipeline(rng: Random, name: str, drivers: list[str]) -> Pipeline:
+    """A pipeline that ends by itself within seconds, as long as somebody drives it."""
+    graph = rng.random() < 0.6
+    made = Pipeline(
+        name=name,
+        order=Order.ORDER_GRAPH if graph else Order.ORDER_LIST,
+        failure_policy=rng.choice([FailurePolicy.FAILURE_POLICY_UNSPECIFIED, FailurePolicy.FAILURE_POLICY_CONTINUE]),
+    )
+    acts: dict[str, Acts] = {}
+    for number in range(rng.randint(2, 7) if graph else rng.randint(1, 4)):
+        step, acts[f"s{number}"] = _random_step(rng, f"s{number}", drivers)
+        if graph:
+            step.needs.extend(each.id for each in made.steps if rng.random() < 1.6 / (number + 1))
+        step.trigger_rule = rng.choice(_RULES)
+        made.steps.append(step)
+    for number in range(rng.choice([0, 0, 1, 2])):
+        step, acts[f"f{number}"] = _random_step(rng, f"f{number}", drivers)
+        made.finally_steps.append(step)
+    if rng.random() < 0.15:
+        made.timeout.FromTimedelta(timedelta(seconds=rng.randint(2, 6)))
+    made.finally_timeout.FromTimedelta(timedelta(seconds=rng.choice([3, 20, 20])))
+    made.context.CopyFrom(to_struct({"acts": acts}))
+    return made
+
+
+def _random_step(rng: Random, name: str, drivers: list[str]) -> tuple[Step, Acts]:
+    step = Step(id=name, driver=rng.choice(drivers), allow_failure=rng.random() < 0.15)
+    acts = [_random_act(rng) for _ in range(rng.randint(1, 3))]
+    hangs = any(act["answer"] == "hang" for act in acts)
+    # Whatever a killed driver leaves behind on JetStream ends by this alone.
+    step.timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 1.5) if hangs else rng.uniform(3, 8)))
+    if rng.random() < 0.15:
+        step.queue_timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 5)))
+    if rng.random() < 0.5:
+        step.retry.CopyFrom(RetryPolicy(max_attempts=rng.randint(1, 4)))
+        step.retry.initial_backoff.FromTimedelta(timedelta(seconds=rng.choice([0, 0.05, 0.5])))
+    return step, acts
+
+
+def _random_act(rng: Random) -> dict[str, Any]:
+    answer = rng.choice(_ANSWERS)
+    return {
+        "answer": answer,
+        "seconds": 20 if answer == "hang" else rng.choice([0, 0, 0.01, 0.05, 0.3, 1]),
+        "lines": rng.choice([0, 0, 1, 5, 40]),
+        "stubborn": answer != "hang" and rng.random() < 0.1,
+    }

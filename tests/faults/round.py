@@ -1,0 +1,166 @@
+"""One round: everything random comes from its seed; how the processes are scheduled does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from conveyor.sdk import Client
+from conveyor.v1.run_pb2 import RunState
+from tests.faults import history
+from tests.faults.check import Violation, check
+from tests.faults.cluster import Cluster, DriverUnit, Layout
+from tests.faults.fault import Fault, faults
+from tests.faults.history import History, Recorder
+from tests.faults.workload import NAMESPACE, Workload, plan, stored
+from tests.support.wait import until
+
+_UNITS = (
+    ("alpha-0", "alpha", "grpc"),
+    ("alpha-1", "alpha", "grpc"),
+    ("beta-0", "beta", "grpc"),
+    ("gamma-0", "gamma", "jetstream"),
+    ("gamma-1", "gamma", "jetstream"),
+    ("delta-0", "delta", "grpc"),
+    ("delta-1", "delta", "jetstream"),
+)
+"""Worker, driver, transport. Delta takes part both ways."""
+_SLOTS = 8
+_BOUND = 90.0
+"""Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
+_UNFINISHED = [RunState.RUN_STATE_PENDING, RunState.RUN_STATE_RUNNING, RunState.RUN_STATE_CANCELLING]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a round is."""
+
+    seed: int
+    layout: Layout = field(default_factory=Layout)
+    seconds: float = 15.0
+    faults: tuple[str, ...] = ()
+    """Names of faults, or how they begin, e.g. `kill-`. Empty: all that fit."""
+
+
+@dataclass
+class Outcome:
+    """What a round came to."""
+
+    settings: Settings
+    history: History
+    violations: list[Violation]
+    strikes: Counter[tuple[str, str]]
+    """How often each fault struck, by component and name."""
+
+
+def play(settings: Settings, directory: Path) -> Outcome:
+    """Play a round in a directory that is not there yet, and check it."""
+    events = directory / "history"
+    events.mkdir(parents=True)
+    strikes: Counter[tuple[str, str]] = Counter()
+    seen = asyncio.run(_play(settings, directory / "cluster", events, strikes))
+    seen.events = history.read(events)
+    return Outcome(settings, seen, check(seen), strikes)
+
+
+async def _play(settings: Settings, directory: Path, events: Path, strikes: Counter[tuple[str, str]]) -> History:
+    recorder = Recorder(events / "harness.jsonl", "harness")
+    drivers = sorted({driver for _, driver, _ in _UNITS})
+    planned = plan(Random(f"{settings.seed}/workload"), drivers, settings.seconds)
+    async with Cluster(directory, settings.layout) as cluster:
+        workload = Workload(planned, cluster.addresses, recorder)
+        try:
+            await workload.prepare()
+            for unit in _units(cluster, events):
+                await cluster.drive(unit)
+            await _strike_during(workload.run(), settings, cluster, recorder, strikes)
+            recorder.note("faults-ended")
+            return await _collected(workload, cluster)
+        finally:
+            await workload.close()
+            recorder.close()
+
+
+def choose(names: Sequence[str], cluster: Cluster) -> dict[str, list[Fault]]:
+    """The faults of each component that are wanted and can strike here."""
+    found: dict[str, list[Fault]] = {}
+    for name, fault in faults().items():
+        if (not names or name.startswith(tuple(names))) and not fault.unfit(cluster):
+            found.setdefault(fault.component, []).append(fault)
+    return found
+
+
+def _units(cluster: Cluster, events: Path) -> list[DriverUnit]:
+    units = []
+    for name, driver, transport in _UNITS:
+        command = [sys.executable, "-m", "tests.faults.driver", driver, name, str(events / f"{name}.jsonl")]
+        unit = DriverUnit(name, driver, transport, command, cluster.directory / f"{name}.log")
+        unit.environment = {
+            "CONVEYOR_NAMESPACE": NAMESPACE,
+            "CONVEYOR_SLOTS": str(_SLOTS),
+            "CONVEYOR_TRANSPORT": transport,
+            "CONVEYOR_ADDRESS": cluster.driver_addresses,
+            "CONVEYOR_NATS": cluster.nats.url,
+        }
+        units.append(unit)
+    return units
+
+
+async def _strike_during(
+    work: Coroutine[Any, Any, None],
+    settings: Settings,
+    cluster: Cluster,
+    recorder: Recorder,
+    strikes: Counter[tuple[str, str]],
+) -> None:
+    """Let faults strike while clients work: those of one component one after the other, others at the same time."""
+    ending = asyncio.Event()
+    asyncio.get_running_loop().call_later(settings.seconds, ending.set)
+
+    async def lane(component: str, mine: Sequence[Fault]) -> None:
+        rng = Random(f"{settings.seed}/{component}")
+        while not ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), rng.uniform(0.2, 2.0))
+                return
+            fault, own = rng.choice(mine), Random(rng.random())
+            recorder.note("strike", fault=fault.name)
+            told = await fault.strike(cluster, own)
+            recorder.note("healed", fault=fault.name, told=told)
+            strikes[component, fault.name] += 1
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work)
+        for component, mine in choose(settings.faults, cluster).items():
+            group.create_task(lane(component, mine))
+
+
+async def _collected(workload: Workload, cluster: Cluster) -> History:
+    """Wait until everything has ended, and read what is stored."""
+    seen = History([])
+    async with Client(cluster.addresses, namespace=NAMESPACE) as client:
+        give_up = time.monotonic() + _BOUND
+        while time.monotonic() < give_up:
+            seen.unfinished = [run.id async for run in client.runs.list(states=_UNFINISHED)]
+            if not seen.unfinished:
+                break
+            await asyncio.sleep(0.1)
+        for run in await stored(client):
+            seen.runs[run.id] = run
+            seen.logs[run.id] = [line async for line in client.logs.read(run.id)]
+        with contextlib.suppress(AssertionError):
+            await until(lambda: _caught_up(workload, seen), "watchers to see the end", within=20)
+    return seen
+
+
+def _caught_up(workload: Workload, seen: History) -> bool:
+    etags = {run.id: run.etag for run in seen.runs.values() if run.id not in seen.unfinished}
+    return all(etags.items() <= known.items() for known in workload.seen.values())
