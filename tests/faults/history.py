@@ -19,6 +19,21 @@ Event = dict[str, Any]
 REQUEST = "request"
 """The label of each run that names the request which started it."""
 
+ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+"""The terminal states of runs, and of attempts."""
+ENDED_STEP = ENDED | {"SKIPPED"}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must not be."""
+
+    invariant: int
+    """Its number in section 11 of the design."""
+    run: str
+    """The run concerned; empty when it is none."""
+    text: str
+
 
 class Recorder:
     """Appends events to a file, each by one write: a process that is killed leaves whole lines."""
@@ -47,10 +62,13 @@ class History:
     """All that were stored at the end, by id, with their steps."""
     logs: dict[str, list[LogLine]] = field(default_factory=dict)
     """Their lines, as they were read at the end."""
-    left: dict[str, float] = field(default_factory=dict)
-    """What of the servers did not come back to where it was, after everybody had gone: name and how much too much."""
+    left: dict[str, str] = field(default_factory=dict)
+    """What of the servers did not come back to where it was, after everybody had gone: its name, then and now."""
     unfinished: list[str] = field(default_factory=list)
     """Runs that had not ended when the wait was given up."""
+
+    def __post_init__(self) -> None:
+        self._by_run: dict[str, list[Event]] = {}
 
     def of(self, *kinds: str) -> Iterator[Event]:
         """The events of these kinds."""
@@ -58,7 +76,10 @@ class History:
 
     def about(self, run: str) -> Iterator[Event]:
         """The events that concern a run."""
-        return (event for event in self.events if event.get("run") == run)
+        if not self._by_run:
+            for event in self.events:
+                self._by_run.setdefault(event.get("run", ""), []).append(event)
+        return iter(self._by_run.get(run, []))
 
 
 def read(directory: Path) -> list[Event]:

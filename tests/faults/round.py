@@ -16,10 +16,10 @@ from typing import Any
 from conveyor.sdk import Client
 from conveyor.v1.run_pb2 import RunState
 from tests.faults import history
-from tests.faults.check import Violation, check
+from tests.faults.check import check
 from tests.faults.cluster import Cluster, DriverUnit, Layout
 from tests.faults.fault import Fault, faults
-from tests.faults.history import History, Recorder
+from tests.faults.history import History, Recorder, Violation
 from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
 
@@ -162,5 +162,6 @@ async def _collected(workload: Workload, cluster: Cluster) -> History:
 
 
 def _caught_up(workload: Workload, seen: History) -> bool:
+    """Whether watchers of all runs know the end of all that they ever saw."""
     etags = {run.id: run.etag for run in seen.runs.values() if run.id not in seen.unfinished}
-    return all(etags.items() <= known.items() for known in workload.seen.values())
+    return all(etags.get(run, etag) == etag for known in workload.seen.values() for run, etag in known.items())

@@ -198,7 +198,8 @@ class Workload:
                 async for update in client.runs.watch(run, give_up_after=30):
                     self._saw(f"watch-{number}", update)
         except (ConveyorError, TimeoutError) as error:
-            self._recorder.note("watch-error", watcher=f"watch-{number}", run=run, error=repr(error))
+            told = {"code": getattr(error, "code", ""), "reason": getattr(error, "reason", ""), "message": str(error)}
+            self._recorder.note("watch-error", watcher=f"watch-{number}", run=run, **told)
 
     async def _watch_all(self, name: str, client: Client) -> None:
         self._recorder.note("watching", watcher=name)
@@ -220,7 +221,7 @@ class Workload:
     async def _ended(self, client: Client, run: str) -> None:
         """Give a run some time to end; whatever is done to one that goes on is refused, which is as well."""
         try:
-            await client.runs.wait(run, 8, give_up_after=8)
+            await client.runs.wait(run, 5, give_up_after=5)
         except ConveyorError as error:
             self._recorder.note("wait-error", run=run, error=repr(error))
 
@@ -252,7 +253,9 @@ class Workload:
             self._recorder.note("error", call=call, what=what, **request, **told)
             raise
         except (ConveyorError, TimeoutError) as error:
-            self._recorder.note("error", call=call, what=what, **request, code="GIVEN_UP", message=repr(error))
+            self._recorder.note(
+                "error", call=call, what=what, **request, code="GIVEN_UP", reason="", message=repr(error)
+            )
             raise
         if isinstance(answer, Run):
             request |= seen(answer)

@@ -1,0 +1,76 @@
+"""Invariant 7: what watchers and readers of logs saw."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from conveyor.v1.log_pb2 import LogLine
+from tests.faults.history import ENDED, Event, History, Violation
+
+
+def nothing_is_missed_silently(history: History) -> Iterator[Violation]:
+    """7: Watchers see every state in order, or a reset or skip. Logs are contiguous, or the loss is marked."""
+    yield from _watches(history)
+    yield from _logs(history)
+
+
+def _watches(history: History) -> Iterator[Violation]:
+    known: dict[str, set[int]] = defaultdict(set)
+    for event in history.of("saw", "ok"):
+        if "etag" in event:
+            known[event["run"]].add(event["etag"])
+    seen: dict[tuple[str, str], list[Event]] = defaultdict(list)
+    for event in history.of("saw"):
+        seen[event["watcher"], event["run"]].append(event)
+    broken = {event["watcher"] for event in history.of("watch-error")}
+    for (watcher, run), events in seen.items():
+        for before, after in pairwise(events):
+            yield from _step(watcher, run, before, after, known[run])
+        last = events[-1]
+        over = last["deleted"] or last["state"] in ENDED or watcher in broken
+        if not over and run in history.runs and run not in history.unfinished:
+            yield Violation(7, run, f"{watcher} never saw its end; the last was {last['state']}")
+
+
+def _step(watcher: str, run: str, before: Event, after: Event, known: set[int]) -> Iterator[Violation]:
+    if after["deleted"] or before["deleted"]:
+        return
+    if after["etag"] < before["etag"]:
+        yield Violation(7, run, f"{watcher} saw {before['etag']:x}, then the older {after['etag']:x}")
+    missed = sorted(etag for etag in known if before["etag"] < etag < after["etag"])
+    if missed and not after["skipped"] and not after["reset"]:
+        told = ", ".join(f"{etag:x}" for etag in missed)
+        yield Violation(7, run, f"{watcher} saw {before['etag']:x}, then {after['etag']:x}; others saw {told} between")
+
+
+def _logs(history: History) -> Iterator[Violation]:
+    began: dict[tuple[str, str, int], list[Event]] = defaultdict(list)
+    for event in history.of("began"):
+        began[event["run"], event["step"], event["attempt"]].append(event)
+    for run, lines in history.logs.items():
+        attempts: dict[tuple[str, int], list[LogLine]] = defaultdict(list)
+        for line in lines:
+            attempts[line.step, line.attempt].append(line)
+        for (step, attempt), mine in attempts.items():
+            yield from _contiguous(run, f"{step}, attempt {attempt}", mine)
+            begun = began[run, step, attempt]
+            if len(begun) == 1:
+                yield from _true(run, f"{step}, attempt {attempt}", mine, begun[0]["token"])
+
+
+def _contiguous(run: str, whose: str, lines: list[LogLine]) -> Iterator[Violation]:
+    last = 0
+    for line in lines:
+        if line.seq != last + max(line.lost, 1):
+            marked = f" (lost {line.lost})" if line.lost else ""
+            yield Violation(7, run, f"in the log of {whose}, line {line.seq}{marked} follows line {last}")
+        last = line.seq
+
+
+def _true(run: str, whose: str, lines: list[LogLine], token: str) -> Iterator[Violation]:
+    """The line of each number is the one that its only writer wrote under it."""
+    for line in lines:
+        if not line.lost and line.text != f"{token} {line.seq}":
+            yield Violation(7, run, f"line {line.seq} in the log of {whose} is {line.text!r}, not '{token} {line.seq}'")
