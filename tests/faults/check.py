@@ -165,7 +165,13 @@ def nothing_is_left(history: History) -> Iterator[Violation]:
         yield Violation(9, "", f"after everybody had gone, {what}: {left}")
 
 
+def nothing_unforeseen(history: History) -> Iterator[Violation]:
+    """0: Whatever happens, the servers were made for it: they log no errors. Beside the design's list."""
+    yield from (Violation(0, "", told) for told in history.mistakes)
+
+
 CHECKS: tuple[Check, ...] = (
+    nothing_unforeseen,
     what_was_acknowledged_is_there,
     one_request_one_run,
     steps_run_in_order,

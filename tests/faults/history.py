@@ -64,6 +64,8 @@ class History:
     """Their lines, as they were read at the end."""
     left: dict[str, str] = field(default_factory=dict)
     """What of the servers did not come back to where it was, after everybody had gone: its name, then and now."""
+    mistakes: list[str] = field(default_factory=list)
+    """What the servers' logs call an error."""
     unfinished: list[str] = field(default_factory=list)
     """Runs that had not ended when the wait was given up."""
 

@@ -16,7 +16,7 @@ _RULES = [
     TriggerRule.TRIGGER_RULE_ONE_FAILED,
     TriggerRule.TRIGGER_RULE_ALL_DONE,
 ]
-_ANSWERS = [*["ok"] * 12, "fail", "fail", "refuse", "give-up", "hang"]
+_ANSWERS = [*["ok"] * 20, "fail", "fail", "fail", "refuse", "give-up", "hang"]
 
 Acts = list[dict[str, Any]]
 

@@ -20,6 +20,7 @@ from tests.faults.check import check
 from tests.faults.cluster import Cluster, DriverUnit, Layout
 from tests.faults.fault import Fault, faults
 from tests.faults.history import History, Recorder, Violation
+from tests.faults.remains import left_over, mistakes, usage
 from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
 
@@ -36,6 +37,8 @@ _UNITS = (
 _SLOTS = 8
 _BOUND = 90.0
 """Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
+_WEIGHTS = {"kill": 3}
+"""How often faults of this kind strike for each other one of the same component."""
 _UNFINISHED = [RunState.RUN_STATE_PENDING, RunState.RUN_STATE_RUNNING, RunState.RUN_STATE_CANCELLING]
 
 
@@ -76,6 +79,7 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
     drivers = sorted({driver for _, driver, _ in _UNITS})
     planned = plan(Random(f"{settings.seed}/workload"), drivers, settings.seconds)
     async with Cluster(directory, settings.layout) as cluster:
+        fresh = await asyncio.to_thread(usage, cluster.servers[0])
         workload = Workload(planned, cluster.addresses, recorder)
         try:
             await workload.prepare()
@@ -83,10 +87,15 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
                 await cluster.drive(unit)
             await _strike_during(workload.run(), settings, cluster, recorder, strikes)
             recorder.note("faults-ended")
-            return await _collected(workload, cluster)
+            seen = await _collected(workload, cluster)
         finally:
             await workload.close()
             recorder.close()
+        for number, unit in enumerate(cluster.drivers):
+            await asyncio.to_thread(unit.stop if number % 2 else unit.kill)
+        seen.left = await left_over(cluster, fresh)
+        seen.mistakes = mistakes(cluster)
+        return seen
 
 
 def choose(names: Sequence[str], cluster: Cluster) -> dict[str, list[Fault]]:
@@ -129,9 +138,10 @@ async def _strike_during(
         rng = Random(f"{settings.seed}/{component}")
         while not ending.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ending.wait(), rng.uniform(0.2, 2.0))
+                await asyncio.wait_for(ending.wait(), rng.uniform(0.1, 1.2))
                 return
-            fault, own = rng.choice(mine), Random(rng.random())
+            fault = rng.choices(mine, [_WEIGHTS.get(fault.name.partition("-")[0], 1) for fault in mine])[0]
+            own = Random(rng.random())
             recorder.note("strike", fault=fault.name)
             told = await fault.strike(cluster, own)
             recorder.note("healed", fault=fault.name, told=told)

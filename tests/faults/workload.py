@@ -49,7 +49,7 @@ class Plan:
     ops: list[Op]
 
 
-def plan(rng: Random, drivers: list[str], seconds: float, *, clients: int = 3, rate: float = 8.0) -> Plan:
+def plan(rng: Random, drivers: list[str], seconds: float, *, clients: int = 3, rate: float = 15.0) -> Plan:
     """`rate` in ops per second."""
     pipelines = [random_pipeline(rng, f"p{number}", drivers) for number in range(8)]
     resources = [Resource(name=f"r{number}", definition="app") for number in range(4)]
