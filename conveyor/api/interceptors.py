@@ -24,11 +24,12 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Health answers until the end: it is how one learns that the server stops.
 _ALWAYS_SERVED = "/grpc.health."
 
-_MALFORMED = object()
-
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler of a server, once per method."""
+    """Wraps every handler of a server, once per method.
+
+    A request that could not be read comes as the error that answers it.
+    """
 
     def __init__(self, observe: Observe | None = None) -> None:
         self._observe = observe
@@ -126,8 +127,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     def _admit(self, request: Any, served: bool) -> None:
         if self._stopping and not served:
             raise errors.ShuttingDown
-        if request is _MALFORMED:
-            raise errors.InvalidRequest("the request cannot be read: it is malformed, or nested too deeply")
+        if isinstance(request, errors.DomainError):
+            raise request
 
 
 async def _abort(context: Context, failure: errors.DomainError) -> Never:
@@ -138,12 +139,12 @@ async def _abort(context: Context, failure: errors.DomainError) -> Never:
 
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A parser that marks what it cannot read; gRPC itself would answer without a reason."""
+    """A parser that returns the error for what it cannot read; gRPC itself would answer without a reason."""
 
-    def parse_or_mark(data: bytes) -> Any:
+    def parse_or_refuse(data: bytes) -> Any:
         try:
             return parse(data)
         except DecodeError:
-            return _MALFORMED
+            return errors.InvalidRequest("the request cannot be read: it is malformed, or nested too deeply")
 
-    return parse_or_mark
+    return parse_or_refuse

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import uuid
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -31,6 +31,9 @@ from conveyor.server.tls import server_credentials
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store
 from conveyor.version import VERSION
+
+if TYPE_CHECKING:
+    from conveyor.server.http import HttpServer
 
 log = structlog.get_logger("conveyor.server")
 
@@ -61,6 +64,7 @@ class App:
         self._logs: LogStore | None = None
         self._parts: Parts | None = None
         self._metrics: MetricsServer | None = None
+        self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
@@ -72,6 +76,8 @@ class App:
         config = self._config
         try:
             await self._listen()
+            if config.http_listen:
+                self._http = self._listen_for_http()
             if config.metrics_listen:
                 self._metrics = self._listen_for_metrics()
             self._store = await open_store(config)
@@ -94,6 +100,7 @@ class App:
         log.info(
             "serving",
             addresses=self.addresses,
+            http=self._http.address if self._http is not None else None,
             metrics=self._metrics.address if self._metrics is not None else None,
             store="etcd" if config.etcd else "sqlite",
             nats=",".join(map(without_secrets, config.nats)) or (self._nats.url if self._nats is not None else None),
@@ -141,6 +148,18 @@ class App:
         self._server = server
         log.info("listening", addresses=self.addresses)
 
+    def _listen_for_http(self) -> HttpServer:
+        address = self._config.http_listen
+        # It takes memory and time, which a server without it should keep.
+        from conveyor.server.http import HttpServer
+
+        try:
+            return HttpServer(self._config, self._late, self._interceptor)
+        except OSError as error:
+            raise StartupError(
+                f"cannot listen on {address} for HTTP: {error.strerror}; name another with --http-listen"
+            ) from error
+
     def _listen_for_metrics(self) -> MetricsServer:
         address = self._config.metrics_listen
         try:
@@ -165,8 +184,11 @@ class App:
         self._interceptor.stop()
         if self._parts is not None:
             self._parts.end_streams()
-        if self._server is not None:
-            await self._server.stop(self._config.drain_timeout)
+        async with asyncio.TaskGroup() as group:
+            if self._http is not None:
+                group.create_task(self._http.stop())
+            if self._server is not None:
+                group.create_task(self._server.stop(self._config.drain_timeout))
         for task in reversed(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

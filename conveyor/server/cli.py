@@ -64,7 +64,7 @@ def start(file: Path | None, check_config: bool, **options: Any) -> None:
 def dev(file: Path | None, ephemeral: bool, check_config: bool, **options: Any) -> None:
     """Run everything in one process: embedded store, embedded broker, data in --data-dir."""
     with contextlib.ExitStack() as stack:
-        defaults: dict[str, Any] = {"data_dir": _default_data_dir()}
+        defaults: dict[str, Any] = {"data_dir": _default_data_dir(), "http_listen": "127.0.0.1:7462"}
         given = _given(options)
         if ephemeral:
             if "data_dir" in given:

@@ -65,6 +65,7 @@ class Config:
     listen: tuple[str, ...] = _setting(
         ("127.0.0.1:7460",), _addresses, "addresses for gRPC; port 0 takes a free one", "HOST:PORT,…"
     )
+    http_listen: str = _setting("", str, "address for the API over HTTP, in JSON; empty: none", "HOST:PORT")
     metrics_listen: str = _setting("127.0.0.1:7461", str, "address for Prometheus metrics; empty: none", "HOST:PORT")
     data_dir: Path | None = _setting(None, Path, "where the embedded store and broker keep their data", "DIR")
     etcd: tuple[str, ...] = _setting((), _addresses, "endpoints of etcd; without: the embedded store", "URL,…")
@@ -81,8 +82,8 @@ class Config:
     nats_ca: Path | None = _setting(None, Path, "root certificates for NATS, PEM", "FILE")
     nats_replicas: int = _setting(1, _count, "replicas of the JetStream streams", "N")
     nats_port: int = _setting(0, _count, "port of the embedded NATS server; 0 takes a free one", "PORT")
-    tls_cert: Path | None = _setting(None, Path, "certificate for gRPC, PEM", "FILE")
-    tls_key: Path | None = _setting(None, Path, "key of the certificate for gRPC, PEM", "FILE")
+    tls_cert: Path | None = _setting(None, Path, "certificate for gRPC and HTTP, PEM", "FILE")
+    tls_key: Path | None = _setting(None, Path, "key of the certificate, PEM", "FILE")
     tls_client_ca: Path | None = _setting(None, Path, "clients must show a certificate of this authority", "FILE")
     insecure: bool = _setting(False, _flag, "allow addresses other than loopback without TLS", "")
     session_ttl: float = _setting(15.0, _duration, "how long a worker may be silent; at least 3s", "TIME")
@@ -101,11 +102,13 @@ class Config:
 
     def check(self) -> None:
         """Raises ConfigError for settings that don't go together, or out of range."""
-        for address in self.listen:
+        for name, address in (*(("listen", each) for each in self.listen), ("http_listen", self.http_listen)):
+            if not address and name == "http_listen":
+                continue
             host, _ = split_address(address)
             if not is_loopback(host) and self.tls_cert is None and not self.insecure:
                 raise ConfigError(
-                    f"listen: {address} is reachable from other machines without TLS; "
+                    f"{name}: {address} is reachable from other machines without TLS; "
                     "give --tls-cert and --tls-key, or say --insecure"
                 )
         if self.metrics_listen:

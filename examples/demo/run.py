@@ -77,7 +77,7 @@ class Demo:
         """The embedded server, on free ports."""
         command = (CONVEYOR, "server", "dev", "--data-dir", self.data, "--listen", "127.0.0.1:0")
         say_command(*command)
-        self.processes.start("server", *command, "--metrics-listen", "")
+        self.processes.start("server", *command, "--http-listen", "", "--metrics-listen", "")
         log = self.processes.log("server")
 
         def ready() -> re.Match[str] | None:

@@ -12,7 +12,7 @@ from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 
-METRICS = ["--metrics-listen", "127.0.0.1:0"]
+PORTS = ["--metrics-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """`conveyor server dev` on a broker."""
     directory = tmp_path_factory.mktemp("sqlite")
     nats = NatsServer(directory / "nats").start()
-    server = ConveyorServer(directory / "server", ["--nats", nats.url, *METRICS]).start()
+    server = ConveyorServer(directory / "server", ["--nats", nats.url, *PORTS]).start()
     yield Site(server, nats)
     server.kill()
     nats.stop()
@@ -41,7 +41,7 @@ def etcd_site(tmp_path_factory: pytest.TempPathFactory, etcd_server: Etcd) -> It
     directory = tmp_path_factory.mktemp("production")
     nats = NatsServer(directory / "nats").start()
     server = ConveyorServer(
-        directory / "server", ["--etcd", etcd_server.url, "--nats", nats.url, *METRICS], mode="start"
+        directory / "server", ["--etcd", etcd_server.url, "--nats", nats.url, *PORTS], mode="start"
     ).start()
     yield Site(server, nats, etcd_server)
     server.kill()

@@ -131,6 +131,7 @@ def test_the_tour_goes_as_it_says(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "CONVEYOR_LISTEN": "127.0.0.1:0",
         "CONVEYOR_METRICS_LISTEN": "",
+        "CONVEYOR_HTTP_LISTEN": "",
     }
     folder = tmp_path / "tour"
     folder.mkdir()

@@ -28,6 +28,8 @@ class Cli:
         self.environment: Mapping[str, str] = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVEYOR_")},
             "NO_COLOR": "1",
+            # Many servers run at a time, and each would take the same port.
+            "CONVEYOR_HTTP_LISTEN": "",
             **({"CONVEYOR_ADDRESS": address} if address else {}),
             **({"CONVEYOR_NAMESPACE": namespace} if namespace else {}),
             **environment,

@@ -73,7 +73,12 @@ class ConveyorServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "CONVEYOR_LOG_FORMAT": "console", **self._environment},
+                env={
+                    **os.environ,
+                    "CONVEYOR_LOG_FORMAT": "console",
+                    "CONVEYOR_HTTP_LISTEN": "",
+                    **self._environment,
+                },
             )
 
     def wait_ready(self, *, within: float = 60.0) -> None:

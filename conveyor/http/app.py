@@ -1,0 +1,60 @@
+"""The ASGI application: every call at its Connect path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import grpc
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from conveyor.http.answers import ErrorResponse, answer
+from conveyor.http.calls import Calls
+from conveyor.http.failures import CallFailed, failed
+from conveyor.http.methods import Method, methods
+from conveyor.http.requests import check_headers, message_of, timeout_of
+from conveyor.http.streams import StreamResponse, form_of
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(calls: Calls) -> Starlette:
+    """The application that makes these calls."""
+    routes = [
+        Route(method.path, _endpoint(calls, method), methods=["GET", "POST"] if method.reads else ["POST"])
+        for method in methods()
+    ]
+    return Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb})
+
+
+def _endpoint(calls: Calls, method: Method) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        try:
+            check_headers(request, method)
+            timeout = timeout_of(request)
+            message = await message_of(request, method)
+        except CallFailed as failure:
+            return ErrorResponse(failure)
+        except ClientDisconnect:
+            return Response()  # nobody reads it
+        responses = calls.call(method.path, message)
+        if method.server_streams:
+            return StreamResponse(responses, form_of(request.headers.get("accept", "")), timeout)
+        return await answer(responses, timeout)
+
+    return endpoint
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    text = f"this server has no {request.url.path}; calls look like /conveyor.v1.RunService/GetRun"
+    return ErrorResponse(failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=404))
+
+
+async def _wrong_verb(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = f"{request.url.path} does not take {request.method}; calls are made with POST"
+    headers = dict(error.headers or {})
+    return ErrorResponse(failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers=headers))

@@ -1,0 +1,99 @@
+"""What a request over HTTP says: how it may be answered, in which time, and its body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from starlette.requests import Request
+
+from conveyor.core import errors, limits
+from conveyor.http.failures import CallFailed, failed
+from conveyor.http.methods import Method
+from conveyor.http.reader import read, read_all
+
+_UNARY_TYPES = ("application/json",)
+_STREAM_TYPES = ("application/json", "application/x-ndjson")
+
+_ON_THE_LOOP_BYTES = 16 << 10
+"""Larger bodies are read in a thread."""
+
+
+def check_headers(request: Request, method: Method) -> None:
+    """Raises CallFailed for what this server does not speak."""
+    version = request.headers.get("connect-protocol-version", "1")
+    if version != "1":
+        raise failed(grpc.StatusCode.INVALID_ARGUMENT, f"Connect-Protocol-Version must be 1, not {version}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise failed(grpc.StatusCode.UNIMPLEMENTED, f"send the body as it is, without Content-Encoding: {encoding}")
+    if method.converses:
+        text = "a worker and the server converse, which plain HTTP cannot: use gRPC, or JetStream, see docs/workers.md"
+        raise failed(grpc.StatusCode.UNIMPLEMENTED, text)
+    if request.method == "POST":
+        _check_type(request.headers.get("content-type", ""), _STREAM_TYPES if method.client_streams else _UNARY_TYPES)
+
+
+def _check_type(given: str, taken: tuple[str, ...]) -> None:
+    kind, _, parameters = given.partition(";")
+    charset = parameters.strip().lower()
+    if kind.strip().lower() not in taken or charset not in ("", "charset=utf-8"):
+        text = f"the body must be JSON: send Content-Type: {taken[0]}, not {given or 'none'}"
+        headers = {"Accept-Post": ", ".join(taken)}
+        raise failed(grpc.StatusCode.INVALID_ARGUMENT, text, http_status=415, headers=headers)
+
+
+def timeout_of(request: Request) -> float | None:
+    """The seconds that the client gives the call; None: all. Raises CallFailed."""
+    text = request.headers.get("connect-timeout-ms")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        text = f"Connect-Timeout-Ms must be milliseconds in at most 10 digits, not {text}"
+        raise failed(grpc.StatusCode.INVALID_ARGUMENT, text)
+    return int(text) / 1000
+
+
+async def message_of(request: Request, method: Method) -> Any:
+    """What the handler takes: a message, an iterator of messages, or the error that answers the request.
+
+    Raises CallFailed when the body is too large to be looked at, and Starlette's ClientDisconnect.
+    """
+    body = await _body(request)
+    if method.client_streams:
+        return _each(method.request, body)
+    try:
+        if len(body) <= _ON_THE_LOOP_BYTES:
+            return read(method.request, body)
+        return await asyncio.to_thread(read, method.request, body)
+    except errors.InvalidRequest as error:
+        return error
+
+
+async def _each(kind: type[Message], body: bytes) -> AsyncIterator[Message]:
+    messages = read_all(kind, body)
+    while (message := await asyncio.to_thread(next, messages, None)) is not None:
+        yield message
+
+
+async def _body(request: Request) -> bytes:
+    if request.method == "GET":
+        return request.query_params.get("message", "").encode()
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.MESSAGE_BYTES:
+        raise _too_large()
+    parts = bytearray()
+    async for part in request.stream():
+        parts += part
+        if len(parts) > limits.MESSAGE_BYTES:
+            raise _too_large()
+    return bytes(parts)
+
+
+def _too_large() -> CallFailed:
+    return failed(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, f"the body is larger than {limits.MESSAGE_BYTES} bytes", http_status=413
+    )
