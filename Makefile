@@ -11,7 +11,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tools demo test lint format gen gen-check release-image lock wheels bench clean distclean
+.PHONY: help setup tools demo test faults lint format gen gen-check release-image lock wheels bench clean distclean
 
 help: ## Show the targets
 	@echo 'usage: make TARGET [ARGS="…"]'
@@ -24,6 +24,10 @@ demo: $(VENV)/.installed ## Run the demo pipeline on this source tree; BREAK=tes
 
 test: $(VENV)/.dev tools ## Run all tests, TEST_JOBS files at a time; ARGS go to pytest
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+faults: $(VENV)/.dev tools ## Play N=10 rounds of faults; STORE=sqlite|etcd SEED=1 FAULTS=kill-,freeze-server ARGS="…"
+	$(BIN)/python -m tests.faults --seeds $(or $(N),10) --store $(or $(STORE),both) --seed $(or $(SEED),1) \
+		--faults "$(FAULTS)" $(ARGS)
 
 lint: $(VENV)/.dev gen-check ## Check style, types, imports, protos and generated code
 	$(BIN)/ruff check

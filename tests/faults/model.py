@@ -59,9 +59,10 @@ class Model:
             return not any(state == "CANCELLED" or (state == "FAILED" and not allowed) for state, allowed in needs)
         return all(state == "SUCCEEDED" or (state == "FAILED" and allowed) for state, allowed in needs)
 
-    def spoiled(self, ended: Mapping[str, str]) -> bool:
-        """Whether a main step failed that must not."""
-        return any(ended[step.name] == "FAILED" and not step.allow_failure for step in self.main())
+    def spoiled(self, name: str, ended: Mapping[str, str]) -> bool:
+        """Whether another main step failed that must not."""
+        others = (step for step in self.main() if step.name != name and not step.allow_failure)
+        return any(ended[step.name] == "FAILED" for step in others)
 
     def stoppable(self, name: str) -> bool:
         """Whether the failure of another step stops this one."""

@@ -97,7 +97,7 @@ class _Case:
         if state == "SKIPPED" and reason in _JUDGED and runs:
             yield f"{step.name} was skipped ({reason}) although its rule {step.rule} holds: {self._needs(step)}"
         if state == "SKIPPED" and reason == "FAIL_FAST":
-            if not self.model.stoppable(step.name) or not self.model.spoiled(self.ended):
+            if not self.model.stoppable(step.name) or not self.model.spoiled(step.name, self.ended):
                 yield f"{step.name} was skipped (FAIL_FAST) without a reason"
         elif state != "SKIPPED" and not runs:
             yield f"{step.name} is {state} although its rule {step.rule} does not hold: {self._needs(step)}"
@@ -156,7 +156,7 @@ class _Case:
     def _failure(self, step: ModelStep, stored: StepRun, failed: int, lost: int) -> Iterator[str]:
         reason = _reason(stored)
         # What runs when another step fails is not tried again.
-        stopped = self.stopped or (self.model.stoppable(step.name) and self.model.spoiled(self.ended))
+        stopped = self.stopped or (self.model.stoppable(step.name) and self.model.spoiled(step.name, self.ended))
         if reason == "DRIVER_FAILED":
             refused = self._answered(step.name, stored, "refuse")
             if not refused and not self._answered(step.name, stored, "fail"):

@@ -5,8 +5,10 @@ python -m tests.faults.tally FILE    prints the table of docs/reliability.md
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,14 @@ class Tally:
         self._file = file
 
     def add(self, outcome: Outcome) -> None:
-        """Count a round."""
-        whole = json.loads(self._file.read_text()) if self._file.exists() else {}
+        """Count a round. Several processes may do so at the same time."""
+        with self._file.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._add(outcome)
+
+    def _add(self, outcome: Outcome) -> None:
+        text = self._file.read_text()
+        whole = json.loads(text) if text else {}
         counts = whole.setdefault(outcome.settings.layout.store, {"rounds": 0, "violations": {}, "strikes": {}})
         counts["rounds"] += 1
         for violation in outcome.violations:
@@ -33,22 +41,29 @@ class Tally:
         self._file.write_text(json.dumps(whole, indent=1, sort_keys=True))
 
     def markdown(self) -> str:
-        """The table."""
+        """The tables: what struck how often, and what that violated."""
         whole: dict[str, Any] = json.loads(self._file.read_text())
         stores = sorted(whole, reverse=True)
-        rows = sorted({(c, f) for store in stores for c, fs in whole[store]["strikes"].items() for f in fs})
-        lines = [
-            f"| component | fault | {' | '.join(stores)} |",
-            f"|---|---|{'---|' * len(stores)}",
-            *(f"| {c} | {f} | {' | '.join(_count(whole[s], c, f) for s in stores)} |" for c, f in rows),
-            f"| | **rounds** | {' | '.join(str(whole[store]['rounds']) for store in stores)} |",
-            f"| | **violations** | {' | '.join(str(sum(whole[s]['violations'].values())) for s in stores)} |",
-        ]
+        struck = {store: whole[store]["strikes"] for store in stores}
+        components = sorted({component for each in struck.values() for component in each})
+        lines = [f"| component | faults | {' | '.join(stores)} |", f"|---|---|{'---|' * len(stores)}"]
+        for component in components:
+            mine = {store: struck[store].get(component, {}) for store in stores}
+            names = ", ".join(f"`{name}`" for name in sorted({name for each in mine.values() for name in each}))
+            lines.append(f"| {component} | {names} | {_row(_counted(mine[store]) for store in stores)} |")
+        lines.append(f"| | rounds | {_row(whole[store]['rounds'] for store in stores)} |")
+        lines.append(f"| | violations | {_row(sum(whole[store]['violations'].values()) for store in stores)} |")
         return "\n".join(lines)
 
 
-def _count(counts: dict[str, Any], component: str, fault: str) -> str:
-    return str(counts["strikes"].get(component, {}).get(fault, 0))
+def _counted(strikes: dict[str, int]) -> str:
+    """All strikes, and how many of them killed."""
+    kills = sum(times for name, times in strikes.items() if name.startswith(("kill-", "failpoint-")))
+    return f"{sum(strikes.values())}, {kills} of them kills" if kills else str(sum(strikes.values()))
+
+
+def _row(cells: Iterable[object]) -> str:
+    return " | ".join(map(str, cells))
 
 
 if __name__ == "__main__":
