@@ -586,6 +586,7 @@ class DriverRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     LAST_WORKER_FIELD_NUMBER: _builtins.int
+    LAST_WORKERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     create_time: _builtins.int
@@ -594,6 +595,10 @@ class DriverRecord(_message.Message):
     """When a worker of it last connected or disconnected."""
     last_worker: _builtins.str
     """The worker that was last seen."""
+    @_builtins.property
+    def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenWorkerRecord]:
+        """The last workers that connected or left, latest first; each once."""
+
     def __init__(
         self,
         *,
@@ -601,14 +606,41 @@ class DriverRecord(_message.Message):
         create_time: _builtins.int = ...,
         last_seen_time: _builtins.int = ...,
         last_worker: _builtins.str = ...,
+        last_workers: _abc.Iterable[Global___SeenWorkerRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time", "last_worker", b"last_worker", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time", "last_worker", b"last_worker", "last_workers", b"last_workers", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DriverRecord: _TypeAlias = DriverRecord  # noqa: Y015
+
+@_typing.final
+class SeenWorkerRecord(_message.Message):
+    """A worker that was connected once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it calls itself."""
+    time: _builtins.int
+    """When it last connected or left."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenWorkerRecord: _TypeAlias = SeenWorkerRecord  # noqa: Y015
 
 @_typing.final
 class SessionRecord(_message.Message):

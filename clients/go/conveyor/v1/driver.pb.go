@@ -34,7 +34,9 @@ type Driver struct {
 	// When a worker of it last connected or disconnected.
 	LastSeenTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
 	// The workers that are connected.
-	Workers       []*Worker `protobuf:"bytes,5,rep,name=workers,proto3" json:"workers,omitempty"`
+	Workers []*Worker `protobuf:"bytes,5,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The last 5 workers that connected or left over gRPC, latest first.
+	LastWorkers   []*SeenWorker `protobuf:"bytes,6,rep,name=last_workers,json=lastWorkers,proto3" json:"last_workers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -100,6 +102,13 @@ func (x *Driver) GetLastSeenTime() *timestamppb.Timestamp {
 func (x *Driver) GetWorkers() []*Worker {
 	if x != nil {
 		return x.Workers
+	}
+	return nil
+}
+
+func (x *Driver) GetLastWorkers() []*SeenWorker {
+	if x != nil {
+		return x.LastWorkers
 	}
 	return nil
 }
@@ -244,14 +253,15 @@ var File_conveyor_v1_driver_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_driver_proto_rawDesc = "" +
 	"\n" +
-	"\x18conveyor/v1/driver.proto\x12\vconveyor.v1\x1a\x15conveyor/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n" +
+	"\x18conveyor/v1/driver.proto\x12\vconveyor.v1\x1a\x15conveyor/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x02\n" +
 	"\x06Driver\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12@\n" +
 	"\x0elast_seen_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\flastSeenTime\x12-\n" +
-	"\aworkers\x18\x05 \x03(\v2\x13.conveyor.v1.WorkerR\aworkers\"\xb3\x03\n" +
+	"\aworkers\x18\x05 \x03(\v2\x13.conveyor.v1.WorkerR\aworkers\x12:\n" +
+	"\flast_workers\x18\x06 \x03(\v2\x17.conveyor.v1.SeenWorkerR\vlastWorkers\"\xb3\x03\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x124\n" +
@@ -287,20 +297,22 @@ var file_conveyor_v1_driver_proto_goTypes = []any{
 	(*Worker)(nil),                // 1: conveyor.v1.Worker
 	nil,                           // 2: conveyor.v1.Worker.LabelsEntry
 	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(Transport)(0),                // 4: conveyor.v1.Transport
+	(*SeenWorker)(nil),            // 4: conveyor.v1.SeenWorker
+	(Transport)(0),                // 5: conveyor.v1.Transport
 }
 var file_conveyor_v1_driver_proto_depIdxs = []int32{
 	3, // 0: conveyor.v1.Driver.create_time:type_name -> google.protobuf.Timestamp
 	3, // 1: conveyor.v1.Driver.last_seen_time:type_name -> google.protobuf.Timestamp
 	1, // 2: conveyor.v1.Driver.workers:type_name -> conveyor.v1.Worker
-	4, // 3: conveyor.v1.Worker.transport:type_name -> conveyor.v1.Transport
-	2, // 4: conveyor.v1.Worker.labels:type_name -> conveyor.v1.Worker.LabelsEntry
-	3, // 5: conveyor.v1.Worker.connect_time:type_name -> google.protobuf.Timestamp
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4, // 3: conveyor.v1.Driver.last_workers:type_name -> conveyor.v1.SeenWorker
+	5, // 4: conveyor.v1.Worker.transport:type_name -> conveyor.v1.Transport
+	2, // 5: conveyor.v1.Worker.labels:type_name -> conveyor.v1.Worker.LabelsEntry
+	3, // 6: conveyor.v1.Worker.connect_time:type_name -> google.protobuf.Timestamp
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_driver_proto_init() }

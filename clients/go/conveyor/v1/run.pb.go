@@ -778,7 +778,9 @@ type StepRun struct {
 	// Whether it is a finally step.
 	FinallyStep bool `protobuf:"varint,16,opt,name=finally_step,json=finally,proto3" json:"finally_step,omitempty"`
 	// Whether the result was taken over from the run that this one retries.
-	Inherited     bool `protobuf:"varint,17,opt,name=inherited,proto3" json:"inherited,omitempty"`
+	Inherited bool `protobuf:"varint,17,opt,name=inherited,proto3" json:"inherited,omitempty"`
+	// GetRun only, while the step is PENDING, QUEUED or RETRYING: what it waits for at the moment of asking.
+	Wait          *StepWait `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -932,6 +934,177 @@ func (x *StepRun) GetInherited() bool {
 	return false
 }
 
+func (x *StepRun) GetWait() *StepWait {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// What a step waits for. Counts are those that the server which was asked knows of.
+type StepWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PENDING: the steps that have not ended and must before this one is looked at; the first 20.
+	Needs []string `protobuf:"bytes,1,rep,name=needs,proto3" json:"needs,omitempty"`
+	// PENDING: how many they are.
+	NeedCount uint32 `protobuf:"varint,2,opt,name=need_count,json=needCount,proto3" json:"need_count,omitempty"`
+	// QUEUED: when the current attempt became ready.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready.
+	Until *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	// QUEUED: workers that are connected over gRPC and would take it.
+	Workers uint32 `protobuf:"varint,5,opt,name=workers,proto3" json:"workers,omitempty"`
+	// QUEUED: how many attempts these workers take at a time, together.
+	Slots uint32 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
+	// QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know.
+	Ahead *uint32 `protobuf:"varint,7,opt,name=ahead,proto3,oneof" json:"ahead,omitempty"`
+	// QUEUED, and no worker would take it: those of its driver that were connected last, latest first.
+	LastWorkers   []*SeenWorker `protobuf:"bytes,8,rep,name=last_workers,json=lastWorkers,proto3" json:"last_workers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepWait) Reset() {
+	*x = StepWait{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepWait) ProtoMessage() {}
+
+func (x *StepWait) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepWait.ProtoReflect.Descriptor instead.
+func (*StepWait) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StepWait) GetNeeds() []string {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *StepWait) GetNeedCount() uint32 {
+	if x != nil {
+		return x.NeedCount
+	}
+	return 0
+}
+
+func (x *StepWait) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *StepWait) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *StepWait) GetWorkers() uint32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *StepWait) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *StepWait) GetAhead() uint32 {
+	if x != nil && x.Ahead != nil {
+		return *x.Ahead
+	}
+	return 0
+}
+
+func (x *StepWait) GetLastWorkers() []*SeenWorker {
+	if x != nil {
+		return x.LastWorkers
+	}
+	return nil
+}
+
+// A worker that was connected once.
+type SeenWorker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it calls itself.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When it last connected, or left, or was found lost.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenWorker) Reset() {
+	*x = SeenWorker{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenWorker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenWorker) ProtoMessage() {}
+
+func (x *SeenWorker) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenWorker.ProtoReflect.Descriptor instead.
+func (*SeenWorker) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SeenWorker) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SeenWorker) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // One try of one step.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -959,7 +1132,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1144,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1157,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attempt) GetNumber() uint32 {
@@ -1067,7 +1240,7 @@ type LateResult struct {
 
 func (x *LateResult) Reset() {
 	*x = LateResult{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1252,7 @@ func (x *LateResult) String() string {
 func (*LateResult) ProtoMessage() {}
 
 func (x *LateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1265,7 @@ func (x *LateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LateResult.ProtoReflect.Descriptor instead.
 func (*LateResult) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LateResult) GetTime() *timestamppb.Timestamp {
@@ -1134,7 +1307,7 @@ type RunSnapshot struct {
 
 func (x *RunSnapshot) Reset() {
 	*x = RunSnapshot{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1319,7 @@ func (x *RunSnapshot) String() string {
 func (*RunSnapshot) ProtoMessage() {}
 
 func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1332,7 @@ func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunSnapshot.ProtoReflect.Descriptor instead.
 func (*RunSnapshot) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RunSnapshot) GetRuns() []*Run {
@@ -1180,7 +1353,7 @@ type RunChanges struct {
 
 func (x *RunChanges) Reset() {
 	*x = RunChanges{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1365,7 @@ func (x *RunChanges) String() string {
 func (*RunChanges) ProtoMessage() {}
 
 func (x *RunChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1378,7 @@ func (x *RunChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChanges.ProtoReflect.Descriptor instead.
 func (*RunChanges) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RunChanges) GetChanges() []*RunChange {
@@ -1230,7 +1403,7 @@ type RunChange struct {
 
 func (x *RunChange) Reset() {
 	*x = RunChange{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1415,7 @@ func (x *RunChange) String() string {
 func (*RunChange) ProtoMessage() {}
 
 func (x *RunChange) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1428,7 @@ func (x *RunChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChange.ProtoReflect.Descriptor instead.
 func (*RunChange) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunChange) GetRun() *Run {
@@ -1290,7 +1463,7 @@ type RunsDeleted struct {
 
 func (x *RunsDeleted) Reset() {
 	*x = RunsDeleted{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1475,7 @@ func (x *RunsDeleted) String() string {
 func (*RunsDeleted) ProtoMessage() {}
 
 func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1488,7 @@ func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunsDeleted.ProtoReflect.Descriptor instead.
 func (*RunsDeleted) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunsDeleted) GetRuns() []*Run {
@@ -1334,7 +1507,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1519,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1532,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 // Nothing happened; the stream is alive.
@@ -1373,7 +1546,7 @@ type WatchHeartbeat struct {
 
 func (x *WatchHeartbeat) Reset() {
 	*x = WatchHeartbeat{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1558,7 @@ func (x *WatchHeartbeat) String() string {
 func (*WatchHeartbeat) ProtoMessage() {}
 
 func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1571,7 @@ func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchHeartbeat.ProtoReflect.Descriptor instead.
 func (*WatchHeartbeat) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -1420,7 +1593,7 @@ type WatchReset struct {
 
 func (x *WatchReset) Reset() {
 	*x = WatchReset{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1605,7 @@ func (x *WatchReset) String() string {
 func (*WatchReset) ProtoMessage() {}
 
 func (x *WatchReset) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1618,7 @@ func (x *WatchReset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReset.ProtoReflect.Descriptor instead.
 func (*WatchReset) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchReset) GetMessage() string {
@@ -1495,7 +1668,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\bdeadline\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x05\n" +
 	"\aStepRun\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
@@ -1516,7 +1689,23 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\battempts\x18\x0e \x03(\v2\x14.conveyor.v1.AttemptR\battempts\x12#\n" +
 	"\rallow_failure\x18\x0f \x01(\bR\fallowFailure\x12\x1d\n" +
 	"\ffinally_step\x18\x10 \x01(\bR\afinally\x12\x1c\n" +
-	"\tinherited\x18\x11 \x01(\bR\tinherited\"\x96\x03\n" +
+	"\tinherited\x18\x11 \x01(\bR\tinherited\x12)\n" +
+	"\x04wait\x18\x12 \x01(\v2\x15.conveyor.v1.StepWaitR\x04wait\"\xb4\x02\n" +
+	"\bStepWait\x12\x14\n" +
+	"\x05needs\x18\x01 \x03(\tR\x05needs\x12\x1d\n" +
+	"\n" +
+	"need_count\x18\x02 \x01(\rR\tneedCount\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x18\n" +
+	"\aworkers\x18\x05 \x01(\rR\aworkers\x12\x14\n" +
+	"\x05slots\x18\x06 \x01(\rR\x05slots\x12\x19\n" +
+	"\x05ahead\x18\a \x01(\rH\x00R\x05ahead\x88\x01\x01\x12:\n" +
+	"\flast_workers\x18\b \x03(\v2\x17.conveyor.v1.SeenWorkerR\vlastWorkersB\b\n" +
+	"\x06_ahead\"P\n" +
+	"\n" +
+	"SeenWorker\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x96\x03\n" +
 	"\aAttempt\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x124\n" +
@@ -1628,7 +1817,7 @@ func file_conveyor_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_conveyor_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_conveyor_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: conveyor.v1.RunState
 	(RunReason)(0),                // 1: conveyor.v1.RunReason
@@ -1638,66 +1827,73 @@ var file_conveyor_v1_run_proto_goTypes = []any{
 	(RunView)(0),                  // 5: conveyor.v1.RunView
 	(*Run)(nil),                   // 6: conveyor.v1.Run
 	(*StepRun)(nil),               // 7: conveyor.v1.StepRun
-	(*Attempt)(nil),               // 8: conveyor.v1.Attempt
-	(*LateResult)(nil),            // 9: conveyor.v1.LateResult
-	(*RunSnapshot)(nil),           // 10: conveyor.v1.RunSnapshot
-	(*RunChanges)(nil),            // 11: conveyor.v1.RunChanges
-	(*RunChange)(nil),             // 12: conveyor.v1.RunChange
-	(*RunsDeleted)(nil),           // 13: conveyor.v1.RunsDeleted
-	(*SnapshotEnd)(nil),           // 14: conveyor.v1.SnapshotEnd
-	(*WatchHeartbeat)(nil),        // 15: conveyor.v1.WatchHeartbeat
-	(*WatchReset)(nil),            // 16: conveyor.v1.WatchReset
-	nil,                           // 17: conveyor.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Pipeline)(nil),              // 19: conveyor.v1.Pipeline
-	(*Resource)(nil),              // 20: conveyor.v1.Resource
-	(*structpb.Struct)(nil),       // 21: google.protobuf.Struct
-	(*DriverResult)(nil),          // 22: conveyor.v1.DriverResult
-	(Disposition)(0),              // 23: conveyor.v1.Disposition
-	(Outcome)(0),                  // 24: conveyor.v1.Outcome
+	(*StepWait)(nil),              // 8: conveyor.v1.StepWait
+	(*SeenWorker)(nil),            // 9: conveyor.v1.SeenWorker
+	(*Attempt)(nil),               // 10: conveyor.v1.Attempt
+	(*LateResult)(nil),            // 11: conveyor.v1.LateResult
+	(*RunSnapshot)(nil),           // 12: conveyor.v1.RunSnapshot
+	(*RunChanges)(nil),            // 13: conveyor.v1.RunChanges
+	(*RunChange)(nil),             // 14: conveyor.v1.RunChange
+	(*RunsDeleted)(nil),           // 15: conveyor.v1.RunsDeleted
+	(*SnapshotEnd)(nil),           // 16: conveyor.v1.SnapshotEnd
+	(*WatchHeartbeat)(nil),        // 17: conveyor.v1.WatchHeartbeat
+	(*WatchReset)(nil),            // 18: conveyor.v1.WatchReset
+	nil,                           // 19: conveyor.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Pipeline)(nil),              // 21: conveyor.v1.Pipeline
+	(*Resource)(nil),              // 22: conveyor.v1.Resource
+	(*structpb.Struct)(nil),       // 23: google.protobuf.Struct
+	(*DriverResult)(nil),          // 24: conveyor.v1.DriverResult
+	(Disposition)(0),              // 25: conveyor.v1.Disposition
+	(Outcome)(0),                  // 26: conveyor.v1.Outcome
 }
 var file_conveyor_v1_run_proto_depIdxs = []int32{
 	0,  // 0: conveyor.v1.Run.state:type_name -> conveyor.v1.RunState
 	1,  // 1: conveyor.v1.Run.reason:type_name -> conveyor.v1.RunReason
-	17, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
-	18, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	18, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
-	18, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	18, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
+	19, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
+	20, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	20, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
+	20, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	20, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 7: conveyor.v1.Run.step_states:type_name -> conveyor.v1.StepState
 	7,  // 8: conveyor.v1.Run.steps:type_name -> conveyor.v1.StepRun
-	19, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
-	20, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
-	21, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
-	18, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
+	21, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
+	22, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
+	23, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
+	20, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
 	2,  // 13: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
 	3,  // 14: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
-	18, // 15: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
-	18, // 16: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
-	18, // 17: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
-	18, // 18: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
-	22, // 19: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
-	8,  // 20: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
-	4,  // 21: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
-	18, // 22: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	18, // 23: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	2,  // 24: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
-	3,  // 25: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
-	9,  // 26: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
-	18, // 27: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
-	23, // 28: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
-	24, // 29: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
-	6,  // 30: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
-	12, // 31: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
-	6,  // 32: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
-	7,  // 33: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
-	6,  // 34: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
-	18, // 35: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	20, // 15: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
+	20, // 16: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
+	20, // 17: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
+	20, // 18: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
+	24, // 19: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
+	10, // 20: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
+	8,  // 21: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
+	20, // 22: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
+	20, // 23: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
+	9,  // 24: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
+	20, // 25: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
+	4,  // 26: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
+	20, // 27: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	20, // 28: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 29: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
+	3,  // 30: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
+	11, // 31: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
+	20, // 32: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
+	25, // 33: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
+	26, // 34: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
+	6,  // 35: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
+	14, // 36: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
+	6,  // 37: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
+	7,  // 38: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
+	6,  // 39: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
+	20, // 40: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_proto_init() }
@@ -1708,13 +1904,14 @@ func file_conveyor_v1_run_proto_init() {
 	file_conveyor_v1_pipeline_proto_init()
 	file_conveyor_v1_resource_proto_init()
 	file_conveyor_v1_result_proto_init()
+	file_conveyor_v1_run_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conveyor_v1_run_proto_rawDesc), len(file_conveyor_v1_run_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -26,7 +26,7 @@ from conveyor.v1 import run_pb2 as conveyor_dot_v1_dot_run__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onveyor/v1/driver.proto\x12\x0b\x63onveyor.v1\x1a\x15\x63onveyor/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n\x06\x44river\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12@\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clastSeenTime\x12-\n\x07workers\x18\x05 \x03(\x0b\x32\x13.conveyor.v1.WorkerR\x07workers\"\xb3\x03\n\x06Worker\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07session\x18\x02 \x01(\tR\x07session\x12\x34\n\ttransport\x18\x03 \x01(\x0e\x32\x16.conveyor.v1.TransportR\ttransport\x12\x14\n\x05slots\x18\x04 \x01(\rR\x05slots\x12\x12\n\x04\x62usy\x18\x05 \x01(\rR\x04\x62usy\x12 \n\x0b\x64\x65\x66initions\x18\x06 \x03(\tR\x0b\x64\x65\x66initions\x12\x37\n\x06labels\x18\x07 \x03(\x0b\x32\x1f.conveyor.v1.Worker.LabelsEntryR\x06labels\x12=\n\x0c\x63onnect_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63onnectTime\x12\x18\n\x07replica\x18\t \x01(\tR\x07replica\x12\x10\n\x03sdk\x18\n \x01(\tR\x03sdk\x12\x1a\n\x08\x64raining\x18\x0b \x01(\x08R\x08\x64raining\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x43ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onveyor/v1/driver.proto\x12\x0b\x63onveyor.v1\x1a\x15\x63onveyor/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x02\n\x06\x44river\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12@\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clastSeenTime\x12-\n\x07workers\x18\x05 \x03(\x0b\x32\x13.conveyor.v1.WorkerR\x07workers\x12:\n\x0clast_workers\x18\x06 \x03(\x0b\x32\x17.conveyor.v1.SeenWorkerR\x0blastWorkers\"\xb3\x03\n\x06Worker\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07session\x18\x02 \x01(\tR\x07session\x12\x34\n\ttransport\x18\x03 \x01(\x0e\x32\x16.conveyor.v1.TransportR\ttransport\x12\x14\n\x05slots\x18\x04 \x01(\rR\x05slots\x12\x12\n\x04\x62usy\x18\x05 \x01(\rR\x04\x62usy\x12 \n\x0b\x64\x65\x66initions\x18\x06 \x03(\tR\x0b\x64\x65\x66initions\x12\x37\n\x06labels\x18\x07 \x03(\x0b\x32\x1f.conveyor.v1.Worker.LabelsEntryR\x06labels\x12=\n\x0c\x63onnect_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63onnectTime\x12\x18\n\x07replica\x18\t \x01(\tR\x07replica\x12\x10\n\x03sdk\x18\n \x01(\tR\x03sdk\x12\x1a\n\x08\x64raining\x18\x0b \x01(\x08R\x08\x64raining\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x43ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER_LABELSENTRY']._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_DRIVER']._serialized_start=98
-  _globals['_DRIVER']._serialized_end=330
-  _globals['_WORKER']._serialized_start=333
-  _globals['_WORKER']._serialized_end=768
-  _globals['_WORKER_LABELSENTRY']._serialized_start=711
-  _globals['_WORKER_LABELSENTRY']._serialized_end=768
+  _globals['_DRIVER']._serialized_end=390
+  _globals['_WORKER']._serialized_start=393
+  _globals['_WORKER']._serialized_end=828
+  _globals['_WORKER_LABELSENTRY']._serialized_start=771
+  _globals['_WORKER_LABELSENTRY']._serialized_end=828
 # @@protoc_insertion_point(module_scope)

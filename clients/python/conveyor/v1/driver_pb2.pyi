@@ -31,6 +31,7 @@ class Driver(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    LAST_WORKERS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the driver lives in."""
     name: _builtins.str
@@ -47,6 +48,10 @@ class Driver(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
         """The workers that are connected."""
 
+    @_builtins.property
+    def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.SeenWorker]:
+        """The last 5 workers that connected or left over gRPC, latest first."""
+
     def __init__(
         self,
         *,
@@ -55,10 +60,11 @@ class Driver(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         workers: _abc.Iterable[Global___Worker] | None = ...,
+        last_workers: _abc.Iterable[_run_pb2.SeenWorker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time", "name", b"name", "namespace", b"namespace", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time", "last_workers", b"last_workers", "name", b"name", "namespace", b"namespace", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -495,6 +495,7 @@ class StepRun(_message.Message):
     ALLOW_FAILURE_FIELD_NUMBER: _builtins.int
     FINALLY_STEP_FIELD_NUMBER: _builtins.int
     INHERITED_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     step: _builtins.str
@@ -541,6 +542,10 @@ class StepRun(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """The last 10 attempts, oldest first."""
 
+    @_builtins.property
+    def wait(self) -> Global___StepWait:
+        """GetRun only, while the step is PENDING, QUEUED or RETRYING: what it waits for at the moment of asking."""
+
     def __init__(
         self,
         *,
@@ -561,14 +566,103 @@ class StepRun(_message.Message):
         allow_failure: _builtins.bool = ...,
         finally_step: _builtins.bool = ...,
         inherited: _builtins.bool = ...,
+        wait: Global___StepWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "next_time", b"next_time", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "next_time", b"next_time", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepRun: _TypeAlias = StepRun  # noqa: Y015
+
+@_typing.final
+class StepWait(_message.Message):
+    """What a step waits for. Counts are those that the server which was asked knows of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDS_FIELD_NUMBER: _builtins.int
+    NEED_COUNT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    LAST_WORKERS_FIELD_NUMBER: _builtins.int
+    need_count: _builtins.int
+    """PENDING: how many they are."""
+    workers: _builtins.int
+    """QUEUED: workers that are connected over gRPC and would take it."""
+    slots: _builtins.int
+    """QUEUED: how many attempts these workers take at a time, together."""
+    ahead: _builtins.int
+    """QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know."""
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PENDING: the steps that have not ended and must before this one is looked at; the first 20."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """QUEUED: when the current attempt became ready."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready."""
+
+    @_builtins.property
+    def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenWorker]:
+        """QUEUED, and no worker would take it: those of its driver that were connected last, latest first."""
+
+    def __init__(
+        self,
+        *,
+        needs: _abc.Iterable[_builtins.str] | None = ...,
+        need_count: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        workers: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        ahead: _builtins.int | None = ...,
+        last_workers: _abc.Iterable[Global___SeenWorker] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "last_workers", b"last_workers", "need_count", b"need_count", "needs", b"needs", "since", b"since", "slots", b"slots", "until", b"until", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ahead: _TypeAlias = _typing.Literal["ahead"]  # noqa: Y015
+    _WhichOneofArgType__ahead: _TypeAlias = _typing.Literal["_ahead", b"_ahead"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ahead) -> _WhichOneofReturnType__ahead | None: ...
+
+Global___StepWait: _TypeAlias = StepWait  # noqa: Y015
+
+@_typing.final
+class SeenWorker(_message.Message):
+    """A worker that was connected once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it calls itself."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it last connected, or left, or was found lost."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenWorker: _TypeAlias = SeenWorker  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
