@@ -112,6 +112,9 @@ func (d *Driver) open(ctx context.Context) (transport, error) {
 		return nil, fmt.Errorf("the driver %s has no handler", d.name)
 	}
 	base := context.WithoutCancel(ctx)
+	if s.transport == JetStream {
+		return newJetWorker(s, newRunner(base, d.handler, s.Logger)), nil
+	}
 	way, err := link.New(s.Settings)
 	if err != nil {
 		return nil, err

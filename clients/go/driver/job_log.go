@@ -24,6 +24,9 @@ type jobLog struct {
 	unacked []*conveyorv1.LogLine
 	// Whether an earlier job of the same attempt may have left lines, which its numbers do not count.
 	followsOther bool
+	// How many these are, once that was asked.
+	earlier uint64
+	asked   bool
 
 	mu      sync.Mutex
 	writers []*lineWriter

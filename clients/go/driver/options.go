@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/conveyor-ci/conveyor/clients/go/conveyor"
 	"github.com/conveyor-ci/conveyor/clients/go/internal/link"
 )
@@ -37,6 +39,7 @@ type settings struct {
 	labels       map[string]string
 	transport    Transport
 	nats         string
+	natsOptions  []nats.Option
 	drainTimeout time.Duration
 }
 
@@ -89,6 +92,11 @@ func WithTransport(transport Transport) Option {
 // WithNATS is the URL of the broker, for the transport [JetStream]; several with commas between them.
 func WithNATS(url string) Option {
 	return func(s *settings) { s.nats = url }
+}
+
+// WithNATSOptions says how to connect to the broker, e.g. with which credentials.
+func WithNATSOptions(options ...nats.Option) Option {
+	return func(s *settings) { s.natsOptions = append(s.natsOptions, options...) }
 }
 
 // WithDrainTimeout bounds how long a drain waits for what runs. After it, the server counts this worker as lost. By
