@@ -29,7 +29,7 @@ faults: $(VENV)/.dev tools ## Play N=10 rounds of faults; STORE=sqlite|etcd SEED
 	$(BIN)/python -m tests.faults --seeds $(or $(N),10) --store $(or $(STORE),both) --seed $(or $(SEED),1) \
 		--faults "$(FAULTS)" $(ARGS)
 
-lint: $(VENV)/.dev gen-check ## Check style, types, imports, protos and generated code
+lint: $(VENV)/.dev gen-check go-check ## Check style, types, imports, protos, generated code and the Go module
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -48,6 +48,9 @@ gen-check: $(VENV)/.dev ## Check the protos, their generated code, and that no r
 	$(BIN)/buf breaking --against proto/released.binpb
 	$(BIN)/python scripts/gen.py --check
 	$(BIN)/python scripts/gen_api_docs.py --check
+
+go-check: $(VENV)/.created ## Check the Go module with gofmt, go vet and staticcheck
+	$(BIN)/python scripts/go_check.py
 
 release-image: $(VENV)/.dev ## Make today's protos the ones that must not break
 	$(BIN)/buf build --exclude-source-info -o proto/released.binpb

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -185,7 +186,7 @@ func (l *Link) conn() (string, *grpc.ClientConn, error) {
 	defer l.mu.Unlock()
 	address := l.addresses[l.current]
 	if l.closed {
-		return address, nil, grpc.ErrClientConnClosing
+		return address, nil, status.Error(codes.FailedPrecondition, "the client is closed")
 	}
 	if conn, ok := l.conns[address]; ok {
 		return address, conn, nil
