@@ -19,14 +19,19 @@ from tests.support.server import ConveyorServer
 from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).resolve().parents[2]
+_PYTHON_PATH = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
 
 SESSION_TTL = 3.0
 """Seconds after which a silent worker is lost; the least that the server takes."""
 LEASE_TTL = 2.0
 """Seconds after which a silent replica is dead; the least that the server takes."""
 
+_DRAIN = 5.0
+"""Seconds for a driver to end what it is at."""
+
 _QUICK = [
     *("--session-ttl", f"{SESSION_TTL:g}s", "--lease-ttl", f"{LEASE_TTL:g}s", "--sweep-period", "2s"),
+    *("--drain-timeout", "2s"),
     *("--metrics-listen", "127.0.0.1:0"),
 ]
 # One member has nobody to wait for: it is back sooner after a kill.
@@ -62,7 +67,7 @@ class DriverUnit:
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 self._command,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
+                env={**os.environ, "PYTHONPATH": _PYTHON_PATH, **self.environment},
                 stderr=sink,
             )
 
@@ -71,7 +76,7 @@ class DriverUnit:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM: it drains."""
+        """SIGTERM: it drains. Killed when that takes too long."""
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
@@ -90,7 +95,7 @@ class DriverUnit:
             process.send_signal(how)
             process.send_signal(signal.SIGCONT)
         try:
-            process.wait(20)
+            process.wait(_DRAIN)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
@@ -227,7 +232,7 @@ class Cluster:
         self.proxies["drivers"], self.proxies["clients"] = self.proxies["drivers-0"], self.proxies["clients-0"]
 
     async def _start_server(self, number: int) -> None:
-        environment: dict[str, str] = {"CONVEYOR_FAILPOINTS": "", "PYTHONPATH": str(ROOT)}
+        environment: dict[str, str] = {"CONVEYOR_FAILPOINTS": "", "PYTHONPATH": _PYTHON_PATH}
         server = ConveyorServer(
             self.directory / f"server-{number}",
             self.arguments(),

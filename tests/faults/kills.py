@@ -79,6 +79,30 @@ class Freeze:
         return f"froze {cluster.name_of(process)} for {seconds} s"
 
 
+@dataclass
+class Leave:
+    """SIGTERM, and a new start: a server lets calls end, a driver what runs."""
+
+    component: str
+
+    @property
+    def name(self) -> str:
+        """As --faults knows it."""
+        return f"restart-{self.component}"
+
+    def unfit(self, cluster: Cluster) -> str:
+        """See Fault."""
+        return _unfit(cluster, self.component)
+
+    async def strike(self, cluster: Cluster, rng: Random) -> str:
+        """See Fault."""
+        process = rng.choice(processes(cluster, self.component))
+        async with cluster.held(process):
+            await asyncio.to_thread(process.stop)
+            await cluster.restart(process)
+        return f"restarted {cluster.name_of(process)}"
+
+
 FAILPOINTS = (
     "store.before_commit",
     "store.after_commit",
@@ -136,5 +160,6 @@ _COMPONENTS = ("server", "etcd", "nats", "grpc-driver", "jetstream-driver")
 FAULTS = [
     *(lambda component=component: Kill(component) for component in _COMPONENTS),
     *(lambda component=component: Freeze(component) for component in _COMPONENTS),
+    *(lambda component=component: Leave(component) for component in _COMPONENTS),
     *(lambda point=point: Failpoint(point) for point in FAILPOINTS),
 ]

@@ -181,6 +181,11 @@ def _gap(history: History) -> None:
     history.events += [{**event, "at": 4.0}, {**event, "etag": 9, "state": "SUCCEEDED", "reset": True, "at": 20.0}]
 
 
+def _gap_in_a_segment(history: History) -> None:
+    _event(history, "saw", 0)["watcher"] = _event(history, "saw", 2)["watcher"] = "raw"
+    history.events.append({"kind": "anew", "by": "harness", "at": -1.0, "watcher": "raw"})
+
+
 def _out_of_order(history: History) -> None:
     _event(history, "saw", 0)["etag"] = 7
 
@@ -239,6 +244,7 @@ def _descriptors(history: History) -> None:
         (5, _changed_after_the_end),
         (6, _never_ended),
         (7, _gap),
+        (7, _gap_in_a_segment),
         (7, _out_of_order),
         (7, _never_saw_the_end),
         (7, _lost_line),

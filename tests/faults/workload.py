@@ -17,6 +17,7 @@ from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 from tests.faults.history import REQUEST, Recorder, seen, step_state
 from tests.faults.pipelines import random_pipeline
+from tests.faults.watcher import RawWatcher
 
 T = TypeVar("T")
 
@@ -97,11 +98,12 @@ class Workload:
         self._plan = planned
         self._recorder = recorder
         self._clients = [Client(addresses, namespace=NAMESPACE, timeout=8) for _ in range(clients)]
-        self._watching = [Client(addresses, namespace=NAMESPACE, timeout=8) for _ in range(watchers)]
+        self._watching = Client(addresses, namespace=NAMESPACE, timeout=8)
+        self._raw = RawWatcher("watch-raw", addresses, NAMESPACE, recorder)
         self._calls = itertools.count(1)
         self._started: dict[int, str] = {}
         self._watchers: list[asyncio.Task[None]] = []
-        self.seen: dict[str, dict[str, str]] = {}
+        self.seen: dict[str, dict[str, str]] = {"watch-all": {}, "watch-raw": self._raw.known}
         """For each watcher of all runs the last etag of each run."""
 
     async def prepare(self) -> None:
@@ -112,10 +114,8 @@ class Workload:
             await client.pipelines.apply(pipeline)
         for resource in self._plan.resources:
             await client.resources.create(resource)
-        for number, watching in enumerate(self._watching):
-            name = f"watch-all-{number}"
-            self.seen[name] = {}
-            self._watchers.append(asyncio.create_task(self._watch_all(name, watching)))
+        self._watchers.append(asyncio.create_task(self._watch_all("watch-all", self._watching)))
+        self._watchers.append(asyncio.create_task(self._raw.run()))
 
     async def run(self) -> None:
         """Do all of it, each op at its time; returns when the last one has its answer or is given up."""
@@ -127,7 +127,7 @@ class Workload:
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        for client in (*self._clients, *self._watching):
+        for client in (*self._clients, self._watching):
             await client.close()
 
     async def _at(self, start: float, number: int, op: Op) -> None:
@@ -202,7 +202,6 @@ class Workload:
             self._recorder.note("watch-error", watcher=f"watch-{number}", run=run, **told)
 
     async def _watch_all(self, name: str, client: Client) -> None:
-        self._recorder.note("watching", watcher=name)
         async for update in client.runs.watch_all():
             self._saw(name, update)
             self.seen[name][update.run.id] = update.run.etag
