@@ -11,6 +11,9 @@ from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, r
 from tests.faults.order import steps_run_in_order
 from tests.faults.sight import nothing_is_missed_silently
 
+STARTS = frozenset({"start", "create", "retry"})
+"""Calls that make a run."""
+
 Check = Callable[[History], Iterator[Violation]]
 
 
@@ -18,7 +21,7 @@ def what_was_acknowledged_is_there(history: History) -> Iterator[Violation]:
     """1: A run that was acknowledged survives, unless somebody deleted it; so does an acked result."""
     deleted = {event["run"] for event in history.of("invoke") if event["what"] == "delete"}
     for event in history.of("ok"):
-        if event["what"] in ("start", "retry") and event["run"] not in history.runs and event["run"] not in deleted:
+        if event["what"] in STARTS and event["run"] not in history.runs and event["run"] not in deleted:
             yield Violation(1, event["run"], f"its {event['what']} was acknowledged, and it is not there")
     successes = {_attempt(e): e["token"] for e in history.of("answered") if e["answer"] == "ok"}
     for event in history.of("acked"):
@@ -134,7 +137,7 @@ def answers_are_true(history: History) -> Iterator[Violation]:
         elif kind == "ok" and what == "list":
             missing = must_list[event["call"]] - going - set(event["runs"])
             yield from (Violation(8, each, "it was acknowledged, and a later list left it out") for each in missing)
-        elif kind == "ok" and what in ("start", "retry"):
+        elif kind == "ok" and what in STARTS:
             there.add(run)
         elif kind in ("error", "watch-error"):
             if event["code"] == "NOT_FOUND" and run in there and run not in going:

@@ -31,7 +31,7 @@ _DRAIN = 5.0
 
 _QUICK = [
     *("--session-ttl", f"{SESSION_TTL:g}s", "--lease-ttl", f"{LEASE_TTL:g}s", "--sweep-period", "2s"),
-    *("--drain-timeout", "2s"),
+    *("--drain-timeout", "2s", "--broadcast-timeout", "5s"),
     *("--metrics-listen", "127.0.0.1:0"),
 ]
 # One member has nobody to wait for: it is back sooner after a kill.

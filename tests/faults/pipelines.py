@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from conveyor.sdk import to_struct
-from conveyor.v1.pipeline_pb2 import FailurePolicy, Order, Pipeline, RetryPolicy, Step, TriggerRule
+from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy, FailurePolicy, Order, Pipeline, RetryPolicy, Step, TriggerRule
 
 _RULES = [
     *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
@@ -17,6 +17,12 @@ _RULES = [
     TriggerRule.TRIGGER_RULE_ALL_DONE,
 ]
 _ANSWERS = [*["ok"] * 20, "fail", "fail", "fail", "refuse", "give-up", "hang"]
+
+_POLICIES = [
+    *[ConcurrencyPolicy.CONCURRENCY_POLICY_UNSPECIFIED] * 4,
+    ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE,
+    ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE,
+]
 
 Acts = list[dict[str, Any]]
 
@@ -42,6 +48,7 @@ def random_pipeline(rng: Random, name: str, drivers: list[str]) -> Pipeline:
     if rng.random() < 0.15:
         made.timeout.FromTimedelta(timedelta(seconds=rng.randint(2, 6)))
     made.finally_timeout.FromTimedelta(timedelta(seconds=rng.choice([3, 20, 20])))
+    made.concurrency.policy = rng.choice(_POLICIES)
     made.context.CopyFrom(to_struct({"acts": acts}))
     return made
 

@@ -58,7 +58,10 @@ def _about(history: History, run: str) -> list[str]:
 
 
 def _line(event: Event) -> str:
-    rest = {name: value for name, value in event.items() if name not in ("at", "by", "kind", "run")}
+    hidden = ("at", "by", "kind", "run", "update_time", "request", "component")
+    rest = {name: value for name, value in event.items() if name not in hidden and value not in ("", 0, {}, [])}
+    if "steps" in rest:
+        rest["steps"] = ",".join(rest["steps"])
     return f"{event['by']} {event['kind']} " + " ".join(f"{name}={value}" for name, value in rest.items())
 
 

@@ -25,15 +25,15 @@ from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
 
 _UNITS = (
-    ("alpha-0", "alpha", "grpc"),
-    ("alpha-1", "alpha", "grpc"),
-    ("beta-0", "beta", "grpc"),
-    ("gamma-0", "gamma", "jetstream"),
-    ("gamma-1", "gamma", "jetstream"),
-    ("delta-0", "delta", "grpc"),
-    ("delta-1", "delta", "jetstream"),
+    ("alpha-0", "alpha", "grpc", "app"),
+    ("alpha-1", "alpha", "grpc", "app"),
+    ("beta-0", "beta", "grpc", ""),
+    ("gamma-0", "gamma", "jetstream", "app"),
+    ("gamma-1", "gamma", "jetstream", "app"),
+    ("delta-0", "delta", "grpc", ""),
+    ("delta-1", "delta", "jetstream", ""),
 )
-"""Worker, driver, transport. Delta takes part both ways."""
+"""Worker, driver, transport, and the definition whose broadcasts it wants. Delta takes part both ways."""
 _SLOTS = 8
 _BOUND = 90.0
 """Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
@@ -76,7 +76,7 @@ def play(settings: Settings, directory: Path) -> Outcome:
 
 async def _play(settings: Settings, directory: Path, events: Path, strikes: Counter[tuple[str, str]]) -> History:
     recorder = Recorder(events / "harness.jsonl", "harness")
-    drivers = sorted({driver for _, driver, _ in _UNITS})
+    drivers = sorted({driver for _, driver, *_ in _UNITS})
     planned = plan(Random(f"{settings.seed}/workload"), drivers, settings.seconds)
     async with Cluster(directory, settings.layout) as cluster:
         fresh = await asyncio.to_thread(usage, cluster.servers[0])
@@ -109,8 +109,9 @@ def choose(names: Sequence[str], cluster: Cluster) -> dict[str, list[Fault]]:
 
 def _units(cluster: Cluster, events: Path) -> list[DriverUnit]:
     units = []
-    for name, driver, transport in _UNITS:
-        command = [sys.executable, "-m", "tests.faults.driver", driver, name, str(events / f"{name}.jsonl")]
+    for name, driver, transport, definition in _UNITS:
+        file = events / f"{name}.jsonl"
+        command = [sys.executable, "-m", "tests.faults.driver", driver, name, str(file), definition]
         unit = DriverUnit(name, driver, transport, command, cluster.directory / f"{name}.log")
         unit.environment = {
             "CONVEYOR_NAMESPACE": NAMESPACE,
@@ -142,9 +143,9 @@ async def _strike_during(
                 return
             fault = rng.choices(mine, [_WEIGHTS.get(fault.name.partition("-")[0], 1) for fault in mine])[0]
             own = Random(rng.random())
-            recorder.note("strike", fault=fault.name)
+            recorder.note("strike", fault=fault.name, component=component)
             told = await fault.strike(cluster, own)
-            recorder.note("healed", fault=fault.name, told=told)
+            recorder.note("healed", fault=fault.name, component=component, told=told)
             strikes[component, fault.name] += 1
 
     async with asyncio.TaskGroup() as group:

@@ -16,6 +16,7 @@ def nothing_is_missed_silently(history: History) -> Iterator[Violation]:
     """7: Watchers see every state in order, or a reset or skip. Logs are contiguous, or the loss is marked."""
     yield from _watches(history)
     yield from _logs(history)
+    yield from _unstored(history)
 
 
 def _watches(history: History) -> Iterator[Violation]:
@@ -92,6 +93,34 @@ def _logs(history: History) -> Iterator[Violation]:
             begun = began[run, step, attempt]
             if len(begun) == 1:
                 yield from _true(run, f"{step}, attempt {attempt}", mine, begun[0]["token"])
+
+
+_SPOILERS = frozenset({"nats", "network", "disk"})
+"""Components without which lines are not stored. A server that is stopped may take its time for the broker's."""
+
+
+def _unstored(history: History) -> Iterator[Violation]:
+    """Lines that were sent before a result are stored before it is acked, unless the broker was away meanwhile."""
+    trouble: list[tuple[float, float]] = []
+    struck: dict[str, float] = {}
+    for event in history.of("strike", "healed"):
+        if event["kind"] == "strike":
+            struck[event["fault"]] = event["at"]
+        elif event["component"] in _SPOILERS or event["fault"] == "freeze-server":
+            trouble.append((struck[event["fault"]], event["at"] + 1))
+    began = {(e["run"], e["step"], e["attempt"], e["token"]): e for e in history.of("began")}
+    finished = {(e["run"], e["step"], e["attempt"], e["token"]) for e in history.of("answered") if e["answer"] == "ok"}
+    for event in history.of("acked"):
+        key = event["run"], event["step"], event["attempt"], event["token"]
+        if event["disposition"] != "ACCEPTED" or key not in finished or event["run"] not in history.logs:
+            continue
+        if any(start < event["at"] and began[key]["at"] < end for start, end in trouble):
+            continue
+        lines = [line for line in history.logs[event["run"]] if (line.step, line.attempt) == key[1:3]]
+        last = lines[-1].seq if lines else 0
+        if last < began[key]["lines"] or any(line.lost for line in lines):
+            text = f"the log of {key[1]}, attempt {key[2]}, was cut at line {last} of {began[key]['lines']}"
+            yield Violation(7, event["run"], f"{text}, or parts of it were lost; nothing ailed the broker")
 
 
 def _contiguous(run: str, whose: str, lines: list[LogLine]) -> Iterator[Violation]:

@@ -63,11 +63,11 @@ def _history() -> History:
             "what": "start",
             **_saw(3, "RUNNING", "RUNNING", "PENDING", update=1),
         },
-        _driver("began", "a", inputs={}),
+        _driver("began", "a", inputs={}, lines=2),
         _saw(3, "RUNNING", "RUNNING", "PENDING", update=10 * second),
         _driver("answered", "a", answer="ok"),
         _driver("acked", "a", disposition="ACCEPTED"),
-        _driver("began", "b", inputs={"a": "SUCCEEDED"}),
+        _driver("began", "b", inputs={"a": "SUCCEEDED"}, lines=0),
         _saw(5, "RUNNING", "SUCCEEDED", "RUNNING", update=20 * second),
         _driver("answered", "b", answer="ok"),
         _driver("acked", "b", disposition="ACCEPTED"),
@@ -198,6 +198,10 @@ def _lost_line(history: History) -> None:
     del history.logs["r"][0]
 
 
+def _cut_log(history: History) -> None:
+    del history.logs["r"][1]
+
+
 def _foreign_line(history: History) -> None:
     history.logs["r"][0].text = "t-b 1"
 
@@ -248,6 +252,7 @@ def _descriptors(history: History) -> None:
         (7, _out_of_order),
         (7, _never_saw_the_end),
         (7, _lost_line),
+        (7, _cut_log),
         (7, _foreign_line),
         (8, _error("NOT_FOUND", "NOT_FOUND")),
         (8, _error("INTERNAL", "INTERNAL")),

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
-from conveyor.sdk import ApiError, Client, ConveyorError, DeadlineExceeded, NotFound, RunUpdate, Unavailable
+from conveyor.sdk import (
+    ApiError,
+    Client,
+    ConveyorError,
+    DeadlineExceeded,
+    NotFound,
+    RunUpdate,
+    Unavailable,
+    Unimplemented,
+)
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
@@ -23,7 +32,18 @@ T = TypeVar("T")
 
 NAMESPACE = "faults"
 
-_KINDS = [*["start"] * 10, *["cancel"] * 3, *["retry"] * 2, "delete", "get", "list", "logs", *["watch"] * 2]
+_KINDS = [
+    *["start"] * 9,
+    "create",
+    "edit",
+    *["cancel"] * 3,
+    *["retry"] * 2,
+    "delete",
+    "get",
+    "list",
+    "logs",
+    *["watch"] * 2,
+]
 _PERSISTENCE = 30.0
 """Seconds for which a client repeats what was not answered."""
 
@@ -61,15 +81,21 @@ def plan(rng: Random, drivers: list[str], seconds: float, *, clients: int = 3, r
         ops.append(Op(at, rng.choice(_KINDS) if number > 3 else "start", rng.randrange(clients)))
     ops.sort(key=lambda op: op.at)
     for number, op in enumerate(ops):
-        made = _detailed(rng, op, number, starts, pipelines, resources)
+        made = _detailed(rng, op, number, starts, pipelines, resources, drivers)
         ops[number] = made
-        if made.kind in ("start", "retry"):
+        if made.kind in ("start", "create", "retry"):
             starts.append(number)
     return Plan(pipelines, resources, ops)
 
 
 def _detailed(
-    rng: Random, op: Op, number: int, starts: list[int], pipelines: list[Pipeline], resources: list[Resource]
+    rng: Random,
+    op: Op,
+    number: int,
+    starts: list[int],
+    pipelines: list[Pipeline],
+    resources: list[Resource],
+    drivers: list[str],
 ) -> Op:
     # Mostly a run of a moment ago: it is still under way.
     target = rng.choice(starts[-3:] if rng.random() < 0.8 else starts) if starts else -1
@@ -82,6 +108,13 @@ def _detailed(
             "resource": rng.choice(resources).name,
             "again": rng.random() < 0.2,
         }
+    elif op.kind == "create":
+        # Without a pipeline it is a broadcast.
+        pipeline = rng.choice(["", *(each.name for each in pipelines)])
+        arguments = {"request": request, "pipeline": pipeline, "again": rng.random() < 0.5}
+    elif op.kind == "edit":
+        changed = rng.randrange(len(pipelines))
+        arguments = {"pipeline": changed, "to": random_pipeline(rng, pipelines[changed].name, drivers)}
     elif op.kind == "retry":
         arguments = {"request": request}
     elif op.kind == "cancel":
@@ -111,7 +144,7 @@ class Workload:
         client = self._clients[0]
         await client.definitions.apply(ResourceDefinition(name="app"))
         for pipeline in self._plan.pipelines:
-            await client.pipelines.apply(pipeline)
+            await _apply(client, pipeline)
         for resource in self._plan.resources:
             await client.resources.create(resource)
         self._watchers.append(asyncio.create_task(self._watch_all("watch-all", self._watching)))
@@ -133,10 +166,8 @@ class Workload:
     async def _at(self, start: float, number: int, op: Op) -> None:
         await asyncio.sleep(start + op.at - asyncio.get_running_loop().time())
         client = self._clients[op.client]
-        if op.kind == "start":
-            await self._start(number, op, client)
-        elif op.kind == "list":
-            await self._list(client)
+        if op.kind in ("start", "create", "edit", "list"):
+            await getattr(self, f"_{op.kind}")(number, op, client)
         elif op.target in self._started:
             await getattr(self, f"_{op.kind}")(number, op, client, self._started[op.target])
 
@@ -151,6 +182,24 @@ class Workload:
             run = await self._insist("start", start, request=request, pipeline=pipeline)
             if run is not None:
                 self._started[number] = run.id
+
+    async def _create(self, number: int, op: Op, client: Client) -> None:
+        request, pipeline = op.arguments["request"], op.arguments["pipeline"]
+        made = Resource(name=f"x{number}", definition="app", pipeline=pipeline, labels={REQUEST: request})
+
+        async def create() -> Run:
+            run = (await client.resources.create(made, request_id=request)).run
+            assert run is not None
+            return run
+
+        for _ in range(2 if op.arguments["again"] else 1):
+            run = await self._insist("create", create, request=request, pipeline=pipeline)
+            if run is not None:
+                self._started[number] = run.id
+
+    async def _edit(self, number: int, op: Op, client: Client) -> None:
+        """Runs that are under way hold what it was."""
+        await self._call("edit", lambda: _apply(client, op.arguments["to"]), pipeline=op.arguments["pipeline"])
 
     async def _retry(self, number: int, op: Op, client: Client, run: str) -> None:
         request = op.arguments["request"]
@@ -178,7 +227,7 @@ class Workload:
     async def _get(self, number: int, op: Op, client: Client, run: str) -> None:
         await self._call("get", lambda: client.runs.get(run), run=run)
 
-    async def _list(self, client: Client) -> None:
+    async def _list(self, number: int, op: Op, client: Client) -> None:
         async def listed() -> list[str]:
             return [run.id async for run in client.runs.list(page_size=50)]
 
@@ -262,6 +311,14 @@ class Workload:
             request |= {"runs": answer}
         self._recorder.note("ok", call=call, what=what, **request)
         return answer
+
+
+async def _apply(client: Client, pipeline: Pipeline) -> None:
+    try:
+        await client.pipelines.apply(pipeline)
+    except Unimplemented:
+        pipeline.ClearField("concurrency")
+        await client.pipelines.apply(pipeline)
 
 
 async def stored(client: Client) -> list[Run]:
