@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, cast
 
 from conveyor.core.model import Decision, Event
 from conveyor.state.runs import StoredRun
-from conveyor.v1 import driver_pb2, log_pb2, run_service_pb2
+from conveyor.v1 import driver_pb2, log_pb2, run_pb2, run_service_pb2
 from conveyor.watch.hub import RunFilter
 
 T = TypeVar("T")
@@ -95,6 +95,14 @@ class Drivers(Protocol):
 
     async def delete(self, namespace: str, name: str) -> driver_pb2.Driver:
         """Forget a driver. Raises errors.NotFound, errors.InUse."""
+        ...
+
+
+class Waits(Protocol):
+    """Knows what steps wait for."""
+
+    async def explain(self, run: StoredRun, steps: Sequence[run_pb2.StepRun]) -> None:
+        """Add to each step of the run that waits what for. Raises the store's errors."""
         ...
 
 

@@ -9,15 +9,14 @@ import structlog
 
 from conveyor.api.object_calls import request_slip
 from conveyor.api.paging import open_page
-from conveyor.api.ports import Engine, Hub, Logs, closing
+from conveyor.api.ports import Engine, Hub, Logs, Waits, closing
 from conveyor.api.run_list import list_runs
 from conveyor.api.validation import validate
-from conveyor.core import errors
+from conveyor.core import errors, limits
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND, micros
 from conveyor.logs.errors import LogsUnavailable
 from conveyor.state.repositories import Repositories
-from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run, etag, full_run
 from conveyor.store.port import Conflict
 from conveyor.v1 import run_pb2, run_service_pb2_grpc
@@ -29,18 +28,22 @@ DEFAULT_GRACE = 30 * SECOND
 
 _DELETE_TRIES = 5
 
+_SPARE_BYTES = 64 << 10
+"""Room in a message for what is around a run."""
+
 log = structlog.get_logger("conveyor.api")
 
 
 class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     """Starts, shows, watches and ends runs. Each method does what the comment of its rpc says."""
 
-    def __init__(self, repositories: Repositories, engine: Engine, hub: Hub, logs: Logs) -> None:
+    def __init__(self, repositories: Repositories, engine: Engine, hub: Hub, logs: Logs, waits: Waits) -> None:
         self._repositories = repositories
         self._runs = repositories.runs
         self._engine = engine
         self._hub = hub
         self._logs = logs
+        self._waits = waits
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         request.namespace = namespace = await validate(request)
@@ -59,7 +62,14 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         namespace = await validate(request)
         if request.view == run_pb2.RUN_VIEW_BASIC:
             return pb.GetRunResponse(run=basic_run(*await self._runs.head(namespace, request.id)))
-        return pb.GetRunResponse(run=_full(await self._runs.load(namespace, request.id)))
+        stored = await self._runs.load(namespace, request.id)
+        run = full_run(stored.head, stored.revision, stored.spec, stored.state.steps)
+        await self._waits.explain(stored, run.steps)
+        if run.ByteSize() > limits.MESSAGE_BYTES - _SPARE_BYTES:
+            # What steps came to matters more than what they wait for.
+            for step in run.steps:
+                step.ClearField("wait")
+        return pb.GetRunResponse(run=run)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         namespace = await validate(request)
@@ -134,10 +144,6 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         if (await self._engine.run(namespace, request.id)).state.terminal:
             raise _finished(request.id)
         return not await self._repositories.requests.note(slip, run=request.id)
-
-
-def _full(run: StoredRun) -> run_pb2.Run:
-    return full_run(run.head, run.revision, run.spec, run.state.steps)
 
 
 def _finished(run_id: str) -> errors.RunFinished:

@@ -12,7 +12,7 @@ from conveyor.api.health import NAME as HEALTH
 from conveyor.api.health import Health
 from conveyor.api.log_service import LogServicer
 from conveyor.api.pipeline_service import PipelineServicer
-from conveyor.api.ports import Drivers, Engine, Hub, Logs
+from conveyor.api.ports import Drivers, Engine, Hub, Logs, Waits
 from conveyor.api.reflection import add_reflection
 from conveyor.api.resource_service import ResourceServicer
 from conveyor.api.run_service import RunServicer
@@ -62,6 +62,7 @@ class Services:
     engine: Engine
     hub: Hub
     logs: Logs
+    waits: Waits
     drivers: Drivers
     info: Callable[[], server_pb2.ServerInfo]
 
@@ -74,7 +75,8 @@ def add_services(server: Any, services: Services) -> Health:
     )
     pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(repositories), server)
     resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(ResourceServicer(repositories), server)
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(repositories, engine, hub, logs), server)
+    runs = RunServicer(repositories, engine, hub, logs, services.waits)
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
     log_service_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(engine, hub, logs), server)
     driver_service_pb2_grpc.add_DriverServiceServicer_to_server(DriverServicer(services.drivers), server)
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(services.info), server)

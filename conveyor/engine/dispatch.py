@@ -92,7 +92,7 @@ class Dispatcher:
     ) -> tuple[run_pb2.StepReason.ValueType, str]:
         """Why no worker takes a step now."""
         # Those that drain, or whose stream is gone, are not going to take it.
-        workers = [w for w in self._pool.workers(namespace, driver) if w.outbox is not None and not w.draining]
+        workers = [w for w in self._pool.workers(namespace, driver) if w.connected]
         takers = sum(worker.takes(definition, broadcast) for worker in workers)
         takers += self._sessions.takers(namespace, driver, definition)
         if takers:

@@ -10,7 +10,7 @@ from conveyor.engine.loop import Engine
 from conveyor.engine.tickets import JetStreamTickets
 from conveyor.state import keys
 from conveyor.state.sessions import SessionStore
-from conveyor.state.views import timestamp
+from conveyor.state.views import seen_workers, timestamp
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store
 from conveyor.v1 import driver_pb2, run_pb2
@@ -29,8 +29,7 @@ class Drivers:
 
     async def get(self, namespace: str, name: str) -> driver_pb2.Driver:
         """One driver. Raises errors.NotFound when none of that name was ever seen."""
-        kv = await self._store.get(keys.driver(namespace, name))
-        driver = self._driver(namespace, name, storage_pb2.DriverRecord.FromString(kv.value) if kv else None)
+        driver = self._driver(namespace, name, await self._sessions.driver(namespace, name))
         if driver is None:
             raise errors.NotFound(f"no worker of a driver {name} was ever seen in namespace {namespace}")
         return driver
@@ -54,7 +53,6 @@ class Drivers:
         if driver.workers:
             raise errors.InUse(f"driver {name} has {len(driver.workers)} connected workers; stop them first")
         await self._store.commit((), (), [keys.driver(namespace, name)])
-        self._sessions.forget_driver(namespace, name)
         return driver
 
     def _driver(self, namespace: str, name: str, record: storage_pb2.DriverRecord | None) -> driver_pb2.Driver | None:
@@ -65,6 +63,7 @@ class Drivers:
         if record is not None:
             driver.create_time.CopyFrom(timestamp(record.create_time) or driver.create_time)
             driver.last_seen_time.CopyFrom(timestamp(record.last_seen_time) or driver.last_seen_time)
+            driver.last_workers.extend(seen_workers(record))
         driver.workers.extend(self._workers(namespace, name))
         driver.workers.extend(_consumer_worker(consumer) for consumer in consumers if consumer.pulling)
         return driver

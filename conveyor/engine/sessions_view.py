@@ -46,11 +46,13 @@ class SessionsView:
     def takers(self, namespace: str, driver: str, definition: str) -> int:
         """How many workers of other replicas take steps for resources of the definition."""
         return sum(
-            record.replica != self._replica
-            and not record.detached
-            and (not record.definitions or definition in record.definitions)
-            for record in self._by_driver.get((namespace, driver), {}).values()
+            not record.definitions or definition in record.definitions for record in self.elsewhere(namespace, driver)
         )
+
+    def elsewhere(self, namespace: str, driver: str) -> list[storage_pb2.SessionRecord]:
+        """The driver's sessions at other replicas that have a stream."""
+        found = self._by_driver.get((namespace, driver), {}).values()
+        return [record for record in found if record.replica != self._replica and not record.detached]
 
     def listeners(self, namespace: str, definition: str) -> set[str]:
         """The drivers of other replicas that want broadcasts of the definition."""

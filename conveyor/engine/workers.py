@@ -58,6 +58,11 @@ class Worker:
     listed: bool = False
 
     @property
+    def connected(self) -> bool:
+        """Whether it is there for more work, now or once it has a slot: its stream is open, and it does not drain."""
+        return self.outbox is not None and not self.draining
+
+    @property
     def free(self) -> bool:
         """Whether it may be given another attempt now."""
         return self.outbox is not None and not self.draining and len(self.held) < self.slots
@@ -96,7 +101,11 @@ class _Row:
         return len(self._places) - len(self._left)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for _, order, waiter in self._places if order not in self._left)
+        return (waiter for *_, waiter in self.places())
+
+    def places(self) -> Iterator[tuple[int, int, Waiter]]:
+        """All places, in no particular order; the smaller goes first."""
+        return (place for place in self._places if place[1] not in self._left)
 
     def push(self, ready_time: int, order: int, waiter: Waiter) -> None:
         heapq.heappush(self._places, (ready_time, order, waiter))
@@ -282,6 +291,14 @@ class Pool:
         """The steps that wait for the driver."""
         belt = self._belts.get((namespace, driver))
         return [waiter for row in belt.rows.values() for waiter in row] if belt is not None else []
+
+    def ahead(self, namespace: str, driver: str, run: str) -> dict[int, int]:
+        """Of each step of the run that waits for the driver: how many others go first, by the step's index."""
+        belt = self._belts.get((namespace, driver))
+        if belt is None or run not in self._waiting:
+            return {}
+        places = sorted(place for row in belt.rows.values() for place in row.places())
+        return {waiter.index: before for before, (*_, waiter) in enumerate(places) if waiter.run == run}
 
     def waiting_runs(self) -> set[tuple[str, str]]:
         """Namespace and id of the runs that have steps in a row."""

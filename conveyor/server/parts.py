@@ -28,6 +28,7 @@ from conveyor.engine.retention import Retention
 from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.sweep import Sweep
 from conveyor.engine.tickets import JetStreamTickets
+from conveyor.engine.waits import Waits
 from conveyor.engine.workers import Pool
 from conveyor.gateway.service import WorkerServicer, add_worker_service
 from conveyor.gateway.sessions import Sessions
@@ -113,6 +114,7 @@ class Parts:
             engine=self.engine,
             hub=self.hub,
             logs=self._logs,
+            waits=Waits(self.engine, self.session_store),
             drivers=self.drivers,
             info=self._info,
         )

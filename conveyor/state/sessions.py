@@ -6,13 +6,14 @@ from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Conflict, Guard, Put, Store
 
+_WORKERS_REMEMBERED = 5
+
 
 class SessionStore:
     """Written when a worker connects, reconnects, leaves or is lost; never on a heartbeat."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._first_seen: dict[tuple[str, str], int] = {}
 
     async def get(self, namespace: str, driver: str, session: str) -> tuple[storage_pb2.SessionRecord, int] | None:
         """The session and its revision."""
@@ -40,23 +41,22 @@ class SessionStore:
 
     async def _driver(self, record: storage_pb2.SessionRecord) -> Put:
         """The driver's record, seen now. Whoever writes last is right: nothing depends on it."""
-        name = (record.namespace, record.driver)
-        key = keys.driver(*name)
-        if name not in self._first_seen:
-            kv = await self._store.get(key)
-            known = storage_pb2.DriverRecord.FromString(kv.value) if kv is not None else None
-            self._first_seen[name] = known.create_time if known is not None else record.connect_time
+        known = await self.driver(record.namespace, record.driver)
         driver = storage_pb2.DriverRecord(
             name=record.driver,
-            create_time=self._first_seen[name],
+            create_time=known.create_time if known is not None else record.connect_time,
             last_seen_time=record.update_time,
             last_worker=record.worker,
         )
-        return Put(key, driver.SerializeToString())
+        driver.last_workers.add(name=record.worker, time=record.update_time)
+        others = [seen for seen in known.last_workers if seen.name != record.worker] if known is not None else []
+        driver.last_workers.extend(others[: _WORKERS_REMEMBERED - 1])
+        return Put(keys.driver(record.namespace, record.driver), driver.SerializeToString())
 
-    def forget_driver(self, namespace: str, driver: str) -> None:
-        """The driver's record was deleted."""
-        self._first_seen.pop((namespace, driver), None)
+    async def driver(self, namespace: str, driver: str) -> storage_pb2.DriverRecord | None:
+        """What is stored of a driver."""
+        kv = await self._store.get(keys.driver(namespace, driver))
+        return None if kv is None else storage_pb2.DriverRecord.FromString(kv.value)
 
     async def all(self) -> list[tuple[storage_pb2.SessionRecord, int]]:
         """All sessions with their revisions."""

@@ -142,6 +142,11 @@ def full_run(
     return run
 
 
+def seen_workers(record: storage_pb2.DriverRecord) -> list[run_pb2.SeenWorker]:
+    """The workers of a driver that were seen last, latest first."""
+    return [run_pb2.SeenWorker(name=seen.name, time=timestamp(seen.time)) for seen in record.last_workers]
+
+
 def _max_attempts(step: pipeline_pb2.Step) -> int:
     if not step.HasField("retry"):
         return 1

@@ -126,11 +126,14 @@ async def test_f97_who_is_waited_for_and_three_different_errors(belt: Belt, cli:
     waiting = second if hold.jobs[0].run == first.id else first
     await belt.until_step(waiting, "a", "QUEUED", reason="WORKERS_BUSY")
     told = (await run(cli, "run", "get", nobody.id)).out
-    assert "no worker of driver nosuch" in told
-    # From a second on, people read in the table how long it has been.
+    # From a second on, people also read how long it has been.
+    assert "no worker of driver nosuch is connected (" in told
+    assert "none was ever seen)" in told
     as_json = json.loads((await run(cli, "run", "get", nobody.id, "-o", "json")).out)
-    assert "queueTime" in as_json["steps"][0]
-    assert "busy" in (await run(cli, "run", "get", waiting.id)).out
+    assert "since" in as_json["steps"][0]["wait"]
+    told = (await run(cli, "run", "get", waiting.id)).out
+    assert "all workers of driver busy are busy (" in told
+    assert "1 worker with 1 slot, next in line)" in told
     wrong = await run(cli, "run", "watch", "01a00000-0000-7000-8000-000000000000")
     no_id = await run(cli, "run", "watch", "not an id")
     away = await run(Cli("127.0.0.1:1"), "run", "watch", nobody.id)

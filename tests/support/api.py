@@ -20,10 +20,12 @@ from conveyor.core import errors, limits
 from conveyor.engine.clock import anchored_clock
 from conveyor.engine.launch import Launcher
 from conveyor.engine.loop import Engine
+from conveyor.engine.waits import Waits
 from conveyor.engine.workers import Pool
 from conveyor.logs.errors import LogsUnavailable
 from conveyor.state.repositories import Repositories
 from conveyor.state.runs import Runs
+from conveyor.state.sessions import SessionStore
 from conveyor.store import open_sqlite
 from conveyor.store.port import Store
 from conveyor.v1 import (
@@ -151,9 +153,11 @@ async def served(
     drivers = KnownDrivers()
     repositories = Repositories(opened, runs, Launcher(engine), now)
     info = server_pb2.ServerInfo(version="1.2.3", replica="r1", store="sqlite")
-    health = add_services(
-        server, Services(repositories, engine, hub, logs if logs is not None else BrokerAway(), drivers, lambda: info)
+    waits = Waits(engine, SessionStore(opened))
+    services = Services(
+        repositories, engine, hub, logs if logs is not None else BrokerAway(), waits, drivers, lambda: info
     )
+    health = add_services(server, services)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:

@@ -76,6 +76,7 @@ def _driver(driver: Driver, at: datetime) -> str:
             ("Driver", driver.name),
             ("First seen", moment(driver, "create_time", at)),
             ("Last seen", "now" if driver.workers else moment(driver, "last_seen_time", at)),
+            ("Last workers", "" if driver.workers else _last_workers(driver, at)),
             ("Workers", str(len(driver.workers))),
         ]
     )
@@ -95,6 +96,10 @@ def _driver(driver: Driver, at: datetime) -> str:
         for worker in driver.workers
     ]
     return f"{head}\n\n{table(_WORKERS, rows)}"
+
+
+def _last_workers(driver: Driver, at: datetime) -> str:
+    return ", ".join(f"{worker.name} {moment(worker, 'time', at)}" for worker in driver.last_workers)
 
 
 def _pipeline(pipeline: Pipeline, at: datetime) -> str:

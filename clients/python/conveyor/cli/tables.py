@@ -1,14 +1,14 @@
 """The columns of lists."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import cast
 
 from google.protobuf.message import Message
 
-from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import Row
-from conveyor.cli.times import age, length, time_of
+from conveyor.cli.times import age, length
+from conveyor.cli.waiting import waiting
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
@@ -116,22 +116,16 @@ def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
             ("taken over", step.inherited),
-            (_waiting(step, now), step.state == StepState.STEP_STATE_QUEUED),
+            (waiting(step, now), step.state != StepState.STEP_STATE_PENDING),
         )
         if mark and holds
     ]
     message = step.message or step.result.message or otherwise
+    if step.state == StepState.STEP_STATE_PENDING and not message:
+        return waiting(step, now)
     if not marks or not message:
         return message or ", ".join(marks)
     return f"{message} ({', '.join(marks)})"
-
-
-def _waiting(step: StepRun, now: datetime) -> str:
-    """How long a step has been waiting for its first attempt, from a second on; of later ones nobody knows."""
-    then = time_of(step, "queue_time")
-    if then is None or step.attempt > 1 or now - then < timedelta(seconds=1):
-        return ""
-    return f"waiting {show_duration((now - then).total_seconds())}"
 
 
 def labels(message: Pipeline | Resource | ResourceDefinition | Run) -> str:

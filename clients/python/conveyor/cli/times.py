@@ -5,7 +5,10 @@ from datetime import UTC, datetime
 from google.protobuf.message import Message
 
 from conveyor.cli.durations import show_age, show_duration
-from conveyor.v1.run_pb2 import Run, StepRun
+from conveyor.v1.run_pb2 import Run, StepRun, StepState
+
+_BETWEEN = {StepState.STEP_STATE_RETRYING, StepState.STEP_STATE_QUEUED}
+"""States of a step whose last attempt, if there was one, has ended."""
 
 
 def now() -> datetime:
@@ -36,7 +39,7 @@ def moment(message: Message, field: str, at: datetime) -> str:
 def length(message: Run | StepRun, at: datetime) -> str:
     """How long a run or the current attempt of a step took, or takes already; empty before its start."""
     start = time_of(message, "start_time")
-    if start is None:
+    if start is None or (isinstance(message, StepRun) and message.state in _BETWEEN):
         return ""
     return show_duration(((time_of(message, "end_time") or at) - start).total_seconds())
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from conveyor.cli import live, output, progress, tables, terminal
+from conveyor.cli import live, output, terminal
 from conveyor.cli.durations import parse_duration, parse_time, show_age, show_duration
 from conveyor.cli.loglines import LogPrinter
 from conveyor.cli.progress import LineProgress
 from conveyor.sdk import RunUpdate
 from conveyor.v1.log_pb2 import LogLine
-from conveyor.v1.run_pb2 import RunState, StepReason, StepRun, StepState
+from conveyor.v1.run_pb2 import RunState, StepRun, StepState
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -221,42 +221,6 @@ def test_lines_of_many_runs_say_whose_they_are(capsys: pytest.CaptureFixture[str
         [run_id, "2.0s", "(run)", "RUNNING", "app/shop", "on", "release"],
         [run_id, "2.0s", "(run)", "FAILED", "app/shop", "on", "release:", "broken"],
     ]
-
-
-def waiting(**fields: Any) -> StepRun:
-    """A step that waits since 35 seconds before NOW."""
-    step = StepRun(step="ship", state=StepState.STEP_STATE_QUEUED, **fields)
-    step.queue_time.FromJsonString("2026-01-31T11:59:25Z")
-    return step
-
-
-@pytest.mark.parametrize(
-    ("step", "told"),
-    [
-        (waiting(), "waiting 35s"),
-        (waiting(attempt=1, message="all are busy"), "all are busy (waiting 35s)"),
-        # Nobody knows since when a later attempt waits.
-        (waiting(attempt=2, message="all are busy"), "all are busy"),
-        (StepRun(step="ship", state=StepState.STEP_STATE_QUEUED), ""),
-    ],
-)
-def test_how_long_a_step_waits(step: StepRun, told: str) -> None:
-    assert tables.step_row(step, NOW)[-1] == told
-    assert tables.step_message(step, NOW) == told
-
-
-def test_a_step_that_was_just_queued_does_not_wait_yet() -> None:
-    assert tables.step_message(waiting(), NOW - timedelta(seconds=34.5)) == ""
-
-
-def test_lines_say_how_long_a_step_waits(
-    capsys: pytest.CaptureFixture[str], make_run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "now", lambda: NOW)
-    run = make_run()
-    run.steps[2].CopyFrom(waiting(reason=StepReason.STEP_REASON_NO_WORKER))
-    LineProgress().update(RunUpdate(run, tuple(run.steps[2:])))
-    assert capsys.readouterr().out.splitlines()[-1].endswith("ship   QUEUED      NO_WORKER (waiting 35s)")
 
 
 def test_what_matters_is_shown_when_there_is_little_room(make_run: Any) -> None:

@@ -1,0 +1,70 @@
+"""What a step waits for, in words."""
+
+from datetime import datetime, timedelta
+
+from conveyor.cli.durations import show_age, show_duration
+from conveyor.cli.times import time_of
+from conveyor.v1.run_pb2 import StepReason, StepRun, StepState
+
+_SHORT = timedelta(seconds=1)
+_SEEN = 2
+
+
+def waiting(step: StepRun, now: datetime) -> str:
+    """What there is to say of a step that waits; empty for any other.
+
+    A watch tells less than `get`: there, what is counted at the moment of asking is missing.
+    """
+    if step.state == StepState.STEP_STATE_PENDING:
+        return _needs(step)
+    if step.state == StepState.STEP_STATE_RETRYING:
+        return _until("next attempt", step, now)
+    if step.state != StepState.STEP_STATE_QUEUED:
+        return ""
+    parts = [_since(step, now), *_row(step, now), _until("given up", step, now)]
+    return ", ".join(part for part in parts if part)
+
+
+def _needs(step: StepRun) -> str:
+    needs = ", ".join(step.wait.needs)
+    more = step.wait.need_count - len(step.wait.needs)
+    if not needs:
+        return ""
+    return f"waits for {needs} and {more} more" if more > 0 else f"waits for {needs}"
+
+
+def _since(step: StepRun, now: datetime) -> str:
+    then = time_of(step.wait, "since")
+    if then is None and step.attempt <= 1:
+        then = time_of(step, "queue_time")
+    if then is None or now - then < _SHORT:
+        return ""
+    return f"waiting {show_duration((now - then).total_seconds())}"
+
+
+def _row(step: StepRun, now: datetime) -> list[str]:
+    """Who could take it, how many others go first, and who was there last."""
+    wait = step.wait
+    if wait.workers:
+        ahead = f"{wait.ahead} {_plural('step', wait.ahead)} ahead" if wait.ahead else "next in line"
+        workers = f"{wait.workers} {_plural('worker', wait.workers)} with {wait.slots} {_plural('slot', wait.slots)}"
+        return [workers, ahead if wait.HasField("ahead") else ""]
+    if step.reason != StepReason.STEP_REASON_NO_WORKER or not step.HasField("wait"):
+        return []
+    seen = [
+        f"{worker.name} {show_age(time, now)}"
+        for worker in wait.last_workers
+        if (time := time_of(worker, "time")) is not None
+    ]
+    return [f"last seen: {' and '.join(seen[:_SEEN])}"] if seen else ["none was ever seen"]
+
+
+def _until(what: str, step: StepRun, now: datetime) -> str:
+    then = time_of(step.wait, "until") or time_of(step, "next_time")
+    if then is None:
+        return ""
+    return f"{what} in {show_duration((then - now).total_seconds())}" if then > now else f"{what} now"
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"

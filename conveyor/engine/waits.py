@@ -1,0 +1,82 @@
+"""What waiting steps wait for, counted at the moment of asking: stored, it would be written anew at every event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conveyor.core.model import TERMINAL_STEP
+from conveyor.engine.loop import Engine
+from conveyor.state.runs import StoredRun
+from conveyor.state.sessions import SessionStore
+from conveyor.state.views import seen_workers, timestamp
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import run_pb2
+
+_NEEDS_NAMED = 20
+
+
+class Waits:
+    """Says it of runs that are about to be shown. Any replica may be asked: sessions of all of them are known here."""
+
+    def __init__(self, engine: Engine, sessions: SessionStore) -> None:
+        self._engine = engine
+        self._sessions = sessions
+
+    async def explain(self, run: StoredRun, steps: Sequence[run_pb2.StepRun]) -> None:
+        """Add to each step of the run that waits what for; `steps` are in snapshot order.
+
+        Raises the store's errors.
+        """
+        queued: dict[str, list[int]] = {}
+        for index, step in enumerate(steps):
+            record = run.state.steps[index]
+            if step.state == run_pb2.STEP_STATE_PENDING:
+                self._needs(run, index, step.wait)
+            elif record is not None and step.state == run_pb2.STEP_STATE_RETRYING:
+                _set_until(step.wait, record)
+            elif record is not None and step.state == run_pb2.STEP_STATE_QUEUED:
+                since = timestamp(record.ready_time)
+                if since is not None:
+                    step.wait.since.CopyFrom(since)
+                _set_until(step.wait, record)
+                if not record.token:
+                    queued.setdefault(step.driver, []).append(index)
+        for driver, indexes in queued.items():
+            await self._row(run, driver, [(index, steps[index].wait) for index in indexes])
+
+    def _needs(self, run: StoredRun, index: int, wait: run_pb2.StepWait) -> None:
+        plan, states = run.state.plan, run.head.step_states
+        needs = plan.steps[index].needs if index < plan.main else range(plan.main)
+        open_needs = [need for need in needs if states[need] not in TERMINAL_STEP]
+        wait.needs.extend(plan.steps[need].id for need in open_needs[:_NEEDS_NAMED])
+        wait.need_count = len(open_needs)
+
+    async def _row(self, run: StoredRun, driver: str, waits: Sequence[tuple[int, run_pb2.StepWait]]) -> None:
+        """Add who is there for steps of one driver, and how many others go first."""
+        head = run.head
+        workers, slots = self._takers(head.namespace, driver, head.definition, run.state.plan.broadcast)
+        ahead = self._engine.pool.ahead(head.namespace, driver, head.id)
+        seen = None if workers else await self._sessions.driver(head.namespace, driver)
+        for index, wait in waits:
+            wait.workers, wait.slots = workers, slots
+            if index in ahead:
+                wait.ahead = ahead[index]
+            if seen is not None:
+                wait.last_workers.extend(seen_workers(seen))
+
+    def _takers(self, namespace: str, driver: str, definition: str, broadcast: bool) -> tuple[int, int]:
+        """Workers of all replicas that would take such a step, and their slots."""
+        here = [worker for worker in self._engine.pool.workers(namespace, driver) if worker.connected]
+        slots = [worker.slots for worker in here if worker.takes(definition, broadcast)]
+        slots += [
+            record.slots
+            for record in self._engine.sessions.elsewhere(namespace, driver)
+            if definition in record.definitions or not (record.definitions or broadcast)
+        ]
+        return len(slots), sum(slots)
+
+
+def _set_until(wait: run_pb2.StepWait, record: storage_pb2.StepRecord) -> None:
+    until = timestamp(record.next_time)
+    if until is not None:
+        wait.until.CopyFrom(until)
