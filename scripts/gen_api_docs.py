@@ -1,10 +1,14 @@
-"""Writes docs/api-reference.md from the protos and their comments, or with --check says whether it is up to date."""
+"""Writes docs/api-reference.md and the OpenAPI document from the protos and their comments.
+
+With --check it says whether they are up to date.
+"""
 
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import openapi
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -15,7 +19,6 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "docs" / "api-reference.md"
 PACKAGE = "conveyor.v1"
 HEAD = """# API reference
 
@@ -159,13 +162,16 @@ def reference(files: Sequence[File]) -> str:
 
 
 def main() -> None:
-    text = reference(read_protos())
+    files = read_protos()
+    texts = {"docs/api-reference.md": reference(files), "conveyor/http/openapi.json": openapi.document(files)}
+    stale = [name for name, text in texts.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     if sys.argv[1:] == ["--check"]:
-        if not TARGET.exists() or TARGET.read_text() != text:
-            sys.exit(f"{TARGET.relative_to(ROOT)} is not what the protos give; run `make gen`")
-    elif not TARGET.exists() or TARGET.read_text() != text:
-        TARGET.write_text(text)
-        print(TARGET.relative_to(ROOT))
+        if stale:
+            sys.exit(f"{' and '.join(stale)} are not what the protos give; run `make gen`")
+        return
+    for name in stale:
+        (ROOT / name).write_text(texts[name])
+        print(name)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,17 @@ from conveyor.http.writer import to_line, write
 
 
 class ErrorResponse(Response):
-    """A failure as Connect answers it."""
+    """A failure as Connect answers it.
+
+    `unread`: the body was not looked at, or not to its end, which may never come; so the connection ends.
+    """
 
     media_type = "application/json"
 
-    def __init__(self, failure: CallFailed) -> None:
+    def __init__(self, failure: CallFailed, *, unread: bool = False) -> None:
         super().__init__(to_line(failure.to_json()) + b"\n", failure.http_status, failure.headers)
+        if unread:
+            self.headers["connection"] = "close"
 
 
 async def answer(responses: AsyncGenerator[Message, None], timeout: float | None) -> Response:

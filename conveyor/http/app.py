@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from conveyor.http.about import OPENAPI, about, openapi
 from conveyor.http.answers import ErrorResponse, answer
 from conveyor.http.calls import Calls
 from conveyor.http.failures import CallFailed, failed
@@ -23,10 +24,10 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def make_app(calls: Calls) -> Starlette:
     """The application that makes these calls."""
-    routes = [
-        Route(method.path, _endpoint(calls, method), methods=["GET", "POST"] if method.reads else ["POST"])
-        for method in methods()
-    ]
+    routes = [Route("/", about), Route(OPENAPI, openapi)]
+    for method in methods():
+        verbs = ["GET", "POST"] if method.reads else ["POST"]
+        routes.append(Route(method.path, _endpoint(calls, method), methods=verbs))
     return Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb})
 
 
@@ -37,7 +38,7 @@ def _endpoint(calls: Calls, method: Method) -> Endpoint:
             timeout = timeout_of(request)
             message = await message_of(request, method)
         except CallFailed as failure:
-            return ErrorResponse(failure)
+            return ErrorResponse(failure, unread=True)
         except ClientDisconnect:
             return Response()  # nobody reads it
         responses = calls.call(method.path, message)
@@ -49,12 +50,13 @@ def _endpoint(calls: Calls, method: Method) -> Endpoint:
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
-    text = f"this server has no {request.url.path}; calls look like /conveyor.v1.RunService/GetRun"
-    return ErrorResponse(failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=404))
+    text = f"this server has no {request.url.path}; GET / lists what it has"
+    return ErrorResponse(failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=404), unread=True)
 
 
 async def _wrong_verb(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = f"{request.url.path} does not take {request.method}; calls are made with POST"
     headers = dict(error.headers or {})
-    return ErrorResponse(failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers=headers))
+    failure = failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers=headers)
+    return ErrorResponse(failure, unread=True)

@@ -67,9 +67,11 @@ def failed(
     return CallFailed(status_pb2.Status(code=code.value[0], message=message), http_status, headers)
 
 
-def refused(error: errors.DomainError, http_status: int | None = None) -> CallFailed:
-    """The failure of a call with an error of the domain, as the servicers would fail."""
-    return CallFailed(api_errors.status_of(error), http_status)
+def refused(
+    error: errors.DomainError, http_status: int | None = None, headers: dict[str, str] | None = None
+) -> CallFailed:
+    """The failure with an error of the domain, as the servicers would fail."""
+    return CallFailed(api_errors.status_of(error), http_status, headers)
 
 
 def _detail(detail: any_pb2.Any) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""After 30 s of silence every 10 s, three times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tls:
@@ -79,6 +82,11 @@ def _bind(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections have it from here: who is gone without a word is noticed.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         listening.bind(address)
     except OSError:
         listening.close()

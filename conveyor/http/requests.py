@@ -11,12 +11,18 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 
 from conveyor.core import errors, limits
-from conveyor.http.failures import CallFailed, failed
+from conveyor.http.failures import CallFailed, failed, refused
 from conveyor.http.methods import Method
 from conveyor.http.reader import read, read_all
 
 _UNARY_TYPES = ("application/json",)
 _STREAM_TYPES = ("application/json", "application/x-ndjson")
+
+BODY_WITHIN = 60.0
+"""Seconds in which a body must come."""
+
+_DISCARDED_BYTES = 64 << 20
+"""So much of a body that is too large is read nevertheless: most clients see no answer before they have sent all."""
 
 _ON_THE_LOOP_BYTES = 16 << 10
 """Larger bodies are read in a thread."""
@@ -26,7 +32,7 @@ def check_headers(request: Request, method: Method) -> None:
     """Raises CallFailed for what this server does not speak."""
     version = request.headers.get("connect-protocol-version", "1")
     if version != "1":
-        raise failed(grpc.StatusCode.INVALID_ARGUMENT, f"Connect-Protocol-Version must be 1, not {version}")
+        raise refused(errors.InvalidRequest(f"Connect-Protocol-Version must be 1, not {version}"))
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise failed(grpc.StatusCode.UNIMPLEMENTED, f"send the body as it is, without Content-Encoding: {encoding}")
@@ -42,8 +48,7 @@ def _check_type(given: str, taken: tuple[str, ...]) -> None:
     charset = parameters.strip().lower()
     if kind.strip().lower() not in taken or charset not in ("", "charset=utf-8"):
         text = f"the body must be JSON: send Content-Type: {taken[0]}, not {given or 'none'}"
-        headers = {"Accept-Post": ", ".join(taken)}
-        raise failed(grpc.StatusCode.INVALID_ARGUMENT, text, http_status=415, headers=headers)
+        raise refused(errors.InvalidRequest(text), http_status=415, headers={"Accept-Post": ", ".join(taken)})
 
 
 def timeout_of(request: Request) -> float | None:
@@ -52,8 +57,9 @@ def timeout_of(request: Request) -> float | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        text = f"Connect-Timeout-Ms must be milliseconds in at most 10 digits, not {text}"
-        raise failed(grpc.StatusCode.INVALID_ARGUMENT, text)
+        raise refused(
+            errors.InvalidRequest(f"Connect-Timeout-Ms must be milliseconds in at most 10 digits, not {text}")
+        )
     return int(text) / 1000
 
 
@@ -67,10 +73,19 @@ async def message_of(request: Request, method: Method) -> Any:
         return _each(method.request, body)
     try:
         if len(body) <= _ON_THE_LOOP_BYTES:
-            return read(method.request, body)
-        return await asyncio.to_thread(read, method.request, body)
+            message = read(method.request, body)
+        else:
+            message = await asyncio.to_thread(read, method.request, body)
     except errors.InvalidRequest as error:
         return error
+    _resume(message, request.headers.get("last-event-id", ""))
+    return message
+
+
+def _resume(message: Any, last: str) -> None:
+    """Go on where a browser was whose connection broke."""
+    if last and "cursor" in message.DESCRIPTOR.fields_by_name:
+        message.cursor = last
 
 
 async def _each(kind: type[Message], body: bytes) -> AsyncIterator[Message]:
@@ -83,17 +98,24 @@ async def _body(request: Request) -> bytes:
     if request.method == "GET":
         return request.query_params.get("message", "").encode()
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.MESSAGE_BYTES:
+    if "expect" in request.headers and declared.isdigit() and int(declared) > limits.MESSAGE_BYTES:
+        raise _too_large()  # the client waits for a word before it sends the body
+    parts, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_WITHIN):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limits.MESSAGE_BYTES:
+                    parts += part
+                elif size > limits.MESSAGE_BYTES + _DISCARDED_BYTES:
+                    break
+    except TimeoutError:
+        text = f"the body did not come within {BODY_WITHIN:g} s"
+        raise failed(grpc.StatusCode.DEADLINE_EXCEEDED, text, http_status=408) from None
+    if size > limits.MESSAGE_BYTES:
         raise _too_large()
-    parts = bytearray()
-    async for part in request.stream():
-        parts += part
-        if len(parts) > limits.MESSAGE_BYTES:
-            raise _too_large()
     return bytes(parts)
 
 
 def _too_large() -> CallFailed:
-    return failed(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, f"the body is larger than {limits.MESSAGE_BYTES} bytes", http_status=413
-    )
+    return refused(errors.TooLarge(f"the body has more than {limits.MESSAGE_BYTES} bytes"), http_status=413)

@@ -179,16 +179,19 @@ class App:
         if not task.cancelled():
             log.critical("part_ended", part=task.get_name(), exc_info=task.exception())
 
+    async def _drain(self) -> None:
+        """Take no more calls, and let those that are under way end."""
+        ports = [self._http.stop()] if self._http is not None else []
+        if self._server is not None:
+            ports.append(self._server.stop(self._config.drain_timeout))
+        await asyncio.gather(*ports)
+
     async def stop(self) -> None:
         """End streams, let calls end, then stop all parts; what workers have they keep, and bring to another server."""
         self._interceptor.stop()
         if self._parts is not None:
             self._parts.end_streams()
-        async with asyncio.TaskGroup() as group:
-            if self._http is not None:
-                group.create_task(self._http.stop())
-            if self._server is not None:
-                group.create_task(self._server.stop(self._config.drain_timeout))
+        await self._drain()
         for task in reversed(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

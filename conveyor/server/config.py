@@ -30,6 +30,14 @@ def _addresses(text: str) -> tuple[str, ...]:
     return found
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in found:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#\s@]+", origin):
+            raise ValueError(f"{origin} is not an origin: write https://host or http://host:port")
+    return found
+
+
 def _flag(text: str) -> bool:
     lowered = text.lower()
     if lowered in ("1", "true", "yes", "on"):
@@ -66,6 +74,9 @@ class Config:
         ("127.0.0.1:7460",), _addresses, "addresses for gRPC; port 0 takes a free one", "HOST:PORT,…"
     )
     http_listen: str = _setting("", str, "address for the API over HTTP, in JSON; empty: none", "HOST:PORT")
+    http_allow_origin: tuple[str, ...] = _setting(
+        (), _origins, "origins whose pages may call over HTTP; *: all; without: none", "URL,…"
+    )
     metrics_listen: str = _setting("127.0.0.1:7461", str, "address for Prometheus metrics; empty: none", "HOST:PORT")
     data_dir: Path | None = _setting(None, Path, "where the embedded store and broker keep their data", "DIR")
     etcd: tuple[str, ...] = _setting((), _addresses, "endpoints of etcd; without: the embedded store", "URL,…")
@@ -102,9 +113,10 @@ class Config:
 
     def check(self) -> None:
         """Raises ConfigError for settings that don't go together, or out of range."""
-        for name, address in (*(("listen", each) for each in self.listen), ("http_listen", self.http_listen)):
-            if not address and name == "http_listen":
-                continue
+        addresses = [("listen", address) for address in self.listen]
+        if self.http_listen:
+            addresses.append(("http_listen", self.http_listen))
+        for name, address in addresses:
             host, _ = split_address(address)
             if not is_loopback(host) and self.tls_cert is None and not self.insecure:
                 raise ConfigError(

@@ -6,9 +6,10 @@ import grpc
 
 from conveyor.api.interceptors import ServerInterceptor
 from conveyor.http.app import make_app
+from conveyor.http.browsers import for_browsers
 from conveyor.http.calls import Calls
 from conveyor.http.listener import HttpListener, Tls
-from conveyor.server.config import Config, split_address
+from conveyor.server.config import Config, is_loopback, split_address
 
 
 class HttpServer:
@@ -20,7 +21,9 @@ class HttpServer:
         tls = None
         if config.tls_cert is not None and config.tls_key is not None:
             tls = Tls(config.tls_cert, config.tls_key, config.tls_client_ca)
-        app = make_app(Calls(handlers.service, interceptor))
+        app = for_browsers(
+            make_app(Calls(handlers.service, interceptor)), config.http_allow_origin, loopback=is_loopback(host)
+        )
         self._listener = HttpListener(app, host, port, tls, config.drain_timeout)
         self.address = f"{config.http_listen.rpartition(':')[0]}:{self._listener.port}"
         self._listener.start()
