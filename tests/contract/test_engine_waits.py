@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.waits import Waits
+from conveyor.engine.workers import Pool, Waiter
 from conveyor.state.views import full_run
 from conveyor.v1 import pipeline_pb2, run_pb2
 from tests.support.rig import GRAPH, RETRYING, Replica, Worker, fail, mute, step, until
@@ -60,6 +61,22 @@ async def test_busy_workers_are_counted_and_the_steps_ahead(replica: Replica, wo
     await replica.handle(rows[0], CancelRequested("enough", SECOND))
     assert (await told(replica, rows[2]))["a"].ahead == 1
     assert not await told(replica, running[0])
+
+
+def test_those_that_wait_longer_go_first_whatever_they_are_for() -> None:
+    pool = Pool()
+    times = {"r1": 50, "r2": 10, "r3": 40, "r4": 20, "r5": 30}
+    for number, (run, time) in enumerate(times.items()):
+        pool.wait(Waiter("default", "a", f"definition-{number % 2}", run, 0), time)
+    pool.leave("r4", 0)
+    assert {run: pool.ahead("default", "a", run) for run in times} == {
+        "r1": {0: 3},
+        "r2": {0: 0},
+        "r3": {0: 2},
+        "r4": {},
+        "r5": {0: 1},
+    }
+    assert not pool.ahead("default", "b", "r1")
 
 
 async def test_who_was_there_last_is_named_when_nobody_is(replica: Replica, workers: Connect) -> None:
