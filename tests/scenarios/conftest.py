@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.belt import Belt, Site
 from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.golang import Go, Held, build
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 
@@ -60,3 +61,23 @@ async def belt(site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
     """A namespace of the shared server for this test alone."""
     async with Belt(site, tmp_path) as belt:
         yield belt
+
+
+@pytest.fixture(scope="session")
+def go_programs() -> Path:
+    """The test programs of clients/go."""
+    return build("./internal/testdriver", "./internal/testclient")
+
+
+@pytest.fixture
+def go(go_programs: Path, tmp_path: Path) -> Iterator[Go]:
+    """Drivers and clients in Go for this test."""
+    go = Go(go_programs, tmp_path)
+    yield go
+    go.close()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    """The files of a driver in Go that waits to be released."""
+    return Held(tmp_path)

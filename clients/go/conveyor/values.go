@@ -3,11 +3,12 @@ package conveyor
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/big"
 	"strconv"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/structpb"
 )
@@ -34,12 +35,12 @@ func Struct(value any) (*structpb.Struct, error) {
 	if value == nil {
 		return &structpb.Struct{}, nil
 	}
-	if err := checkText("$", value); err != nil {
-		return nil, err
-	}
 	body, err := json.Marshal(value)
 	if err != nil {
 		return nil, &ValueError{"$", err.Error()}
+	}
+	if replacesText(body) {
+		return nil, &ValueError{"$", "some text is not valid Unicode"}
 	}
 	return ParseStruct(body)
 }
@@ -49,10 +50,13 @@ func ParseStruct(body []byte) (*structpb.Struct, error) {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.UseNumber()
 	var object map[string]any
-	if err := decoder.Decode(&object); err != nil {
-		return nil, &ValueError{"$", "not a JSON object: " + err.Error()}
+	var kind *json.UnmarshalTypeError
+	if err := decoder.Decode(&object); errors.As(err, &kind) {
+		return nil, &ValueError{"$", "not an object but a JSON " + kind.Value}
+	} else if err != nil {
+		return nil, &ValueError{"$", "not JSON: " + err.Error()}
 	}
-	if decoder.More() {
+	if _, err := decoder.Token(); err != io.EOF {
 		return nil, &ValueError{"$", "more than one JSON value"}
 	}
 	return toStruct("$", object, 1)
@@ -132,31 +136,18 @@ func exact(path, text string) (float64, error) {
 	return number, nil
 }
 
-// checkText looks for text that is not Unicode, which encoding/json would change silently. It looks where free-form
-// values usually are.
-func checkText(path string, value any) error {
-	switch value := value.(type) {
-	case string:
-		if !utf8.ValidString(value) {
-			return &ValueError{path, "the text is not valid Unicode"}
+// replacesText says whether encoding/json put a replacement for what is not Unicode: only then it writes that as an escape.
+func replacesText(body []byte) bool {
+	for i := 0; i < len(body); i++ {
+		if body[i] != '\\' {
+			continue
 		}
-	case []any:
-		for i, each := range value {
-			if err := checkText(path+"["+strconv.Itoa(i)+"]", each); err != nil {
-				return err
-			}
+		if bytes.HasPrefix(body[i+1:], []byte("ufffd")) {
+			return true
 		}
-	case map[string]any:
-		for key, each := range value {
-			if !utf8.ValidString(key) {
-				return &ValueError{path, "a key is not valid Unicode"}
-			}
-			if err := checkText(member(path, key), each); err != nil {
-				return err
-			}
-		}
+		i++
 	}
-	return nil
+	return false
 }
 
 func member(path, key string) string {

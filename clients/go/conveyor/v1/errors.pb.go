@@ -86,6 +86,8 @@ const (
 	// UNAVAILABLE: the answer of the store was lost; the call may have had its effect. Repeat it with the same
 	// request_id.
 	ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN ErrorReason = 29
+	// RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline.
+	ErrorReason_ERROR_REASON_TOO_MANY_WAITING_RUNS ErrorReason = 30
 )
 
 // Enum value maps for ErrorReason.
@@ -121,38 +123,40 @@ var (
 		27: "ERROR_REASON_STORE_EXHAUSTED",
 		28: "ERROR_REASON_INTERNAL",
 		29: "ERROR_REASON_OUTCOME_UNKNOWN",
+		30: "ERROR_REASON_TOO_MANY_WAITING_RUNS",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":         0,
-		"ERROR_REASON_INVALID_FIELD":       1,
-		"ERROR_REASON_SCHEMA_VIOLATION":    2,
-		"ERROR_REASON_INVALID_SCHEMA":      3,
-		"ERROR_REASON_CYCLE":               4,
-		"ERROR_REASON_TOO_LARGE":           5,
-		"ERROR_REASON_INVALID_PAGE_TOKEN":  6,
-		"ERROR_REASON_INVALID_CURSOR":      7,
-		"ERROR_REASON_UNSUPPORTED_FIELD":   8,
-		"ERROR_REASON_NOT_FOUND":           9,
-		"ERROR_REASON_ALREADY_EXISTS":      10,
-		"ERROR_REASON_REQUEST_ID_REUSED":   11,
-		"ERROR_REASON_ETAG_MISMATCH":       12,
-		"ERROR_REASON_CONTENTION":          13,
-		"ERROR_REASON_UNKNOWN_DEFINITION":  14,
-		"ERROR_REASON_UNKNOWN_PIPELINE":    15,
-		"ERROR_REASON_DEFINITION_MISMATCH": 16,
-		"ERROR_REASON_IN_USE":              17,
-		"ERROR_REASON_RUN_FINISHED":        18,
-		"ERROR_REASON_RUN_NOT_FINISHED":    19,
-		"ERROR_REASON_RUN_SUCCEEDED":       20,
-		"ERROR_REASON_PROTOCOL_VIOLATION":  21,
-		"ERROR_REASON_SESSION_MISMATCH":    22,
-		"ERROR_REASON_SESSION_TAKEN_OVER":  23,
-		"ERROR_REASON_STORE_UNAVAILABLE":   24,
-		"ERROR_REASON_BROKER_UNAVAILABLE":  25,
-		"ERROR_REASON_SHUTTING_DOWN":       26,
-		"ERROR_REASON_STORE_EXHAUSTED":     27,
-		"ERROR_REASON_INTERNAL":            28,
-		"ERROR_REASON_OUTCOME_UNKNOWN":     29,
+		"ERROR_REASON_UNSPECIFIED":           0,
+		"ERROR_REASON_INVALID_FIELD":         1,
+		"ERROR_REASON_SCHEMA_VIOLATION":      2,
+		"ERROR_REASON_INVALID_SCHEMA":        3,
+		"ERROR_REASON_CYCLE":                 4,
+		"ERROR_REASON_TOO_LARGE":             5,
+		"ERROR_REASON_INVALID_PAGE_TOKEN":    6,
+		"ERROR_REASON_INVALID_CURSOR":        7,
+		"ERROR_REASON_UNSUPPORTED_FIELD":     8,
+		"ERROR_REASON_NOT_FOUND":             9,
+		"ERROR_REASON_ALREADY_EXISTS":        10,
+		"ERROR_REASON_REQUEST_ID_REUSED":     11,
+		"ERROR_REASON_ETAG_MISMATCH":         12,
+		"ERROR_REASON_CONTENTION":            13,
+		"ERROR_REASON_UNKNOWN_DEFINITION":    14,
+		"ERROR_REASON_UNKNOWN_PIPELINE":      15,
+		"ERROR_REASON_DEFINITION_MISMATCH":   16,
+		"ERROR_REASON_IN_USE":                17,
+		"ERROR_REASON_RUN_FINISHED":          18,
+		"ERROR_REASON_RUN_NOT_FINISHED":      19,
+		"ERROR_REASON_RUN_SUCCEEDED":         20,
+		"ERROR_REASON_PROTOCOL_VIOLATION":    21,
+		"ERROR_REASON_SESSION_MISMATCH":      22,
+		"ERROR_REASON_SESSION_TAKEN_OVER":    23,
+		"ERROR_REASON_STORE_UNAVAILABLE":     24,
+		"ERROR_REASON_BROKER_UNAVAILABLE":    25,
+		"ERROR_REASON_SHUTTING_DOWN":         26,
+		"ERROR_REASON_STORE_EXHAUSTED":       27,
+		"ERROR_REASON_INTERNAL":              28,
+		"ERROR_REASON_OUTCOME_UNKNOWN":       29,
+		"ERROR_REASON_TOO_MANY_WAITING_RUNS": 30,
 	}
 )
 
@@ -187,7 +191,7 @@ var File_conveyor_v1_errors_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\xe9\a\n" +
+	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\x91\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12!\n" +
@@ -219,7 +223,8 @@ const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10\x1a\x12 \n" +
 	"\x1cERROR_REASON_STORE_EXHAUSTED\x10\x1b\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1c\x12 \n" +
-	"\x1cERROR_REASON_OUTCOME_UNKNOWN\x10\x1dBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
+	"\x1cERROR_REASON_OUTCOME_UNKNOWN\x10\x1d\x12&\n" +
+	"\"ERROR_REASON_TOO_MANY_WAITING_RUNS\x10\x1eBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
 
 var (
 	file_conveyor_v1_errors_proto_rawDescOnce sync.Once

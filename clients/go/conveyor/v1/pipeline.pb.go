@@ -191,7 +191,8 @@ func (TriggerRule) EnumDescriptor() ([]byte, []int) {
 	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{2}
 }
 
-// How runs of one resource on one pipeline share time.
+// How runs of one resource on one pipeline share time. Each run keeps to the policy of its own snapshot; those that are
+// PARALLEL wait for nobody, and nobody waits for them.
 type ConcurrencyPolicy int32
 
 const (
@@ -199,9 +200,9 @@ const (
 	ConcurrencyPolicy_CONCURRENCY_POLICY_UNSPECIFIED ConcurrencyPolicy = 0
 	// Side by side.
 	ConcurrencyPolicy_CONCURRENCY_POLICY_PARALLEL ConcurrencyPolicy = 1
-	// One after the other, in the order of their creation.
+	// One after the other, in the order in which they were stored.
 	ConcurrencyPolicy_CONCURRENCY_POLICY_QUEUE ConcurrencyPolicy = 2
-	// A new run cancels the older ones.
+	// A new run cancels the older ones, and starts when the last of them has ended.
 	ConcurrencyPolicy_CONCURRENCY_POLICY_REPLACE ConcurrencyPolicy = 3
 )
 

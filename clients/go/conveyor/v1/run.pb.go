@@ -29,7 +29,7 @@ type RunState int32
 const (
 	// Never sent.
 	RunState_RUN_STATE_UNSPECIFIED RunState = 0
-	// Stored; the engine has not taken it up.
+	// Stored; it waits for older runs, or the engine has not taken it up.
 	RunState_RUN_STATE_PENDING RunState = 1
 	// Steps wait or run.
 	RunState_RUN_STATE_RUNNING RunState = 2
@@ -538,8 +538,10 @@ type Run struct {
 	ResourceSnapshot *Resource `protobuf:"bytes,22,opt,name=resource_snapshot,json=resourceSnapshot,proto3" json:"resource_snapshot,omitempty"`
 	// RUN_VIEW_FULL only: the values of the pipeline's parameters.
 	Params *structpb.Struct `protobuf:"bytes,23,opt,name=params,proto3" json:"params,omitempty"`
-	// When the run times out.
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// When the run times out. Not set while it waits for older runs: its timeout counts from its start.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// GetRun only, while the run waits for older runs of its resource on its pipeline: what it waits for now.
+	Wait          *RunWait `protobuf:"bytes,25,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +744,68 @@ func (x *Run) GetDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Run) GetWait() *RunWait {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// What a run waits for.
+type RunWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run whose turn it is.
+	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// How many runs go first, that one included.
+	Ahead         uint32 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunWait) Reset() {
+	*x = RunWait{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunWait) ProtoMessage() {}
+
+func (x *RunWait) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunWait.ProtoReflect.Descriptor instead.
+func (*RunWait) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RunWait) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *RunWait) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
 // The state of one step in one run.
 type StepRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -787,7 +851,7 @@ type StepRun struct {
 
 func (x *StepRun) Reset() {
 	*x = StepRun{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[1]
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +863,7 @@ func (x *StepRun) String() string {
 func (*StepRun) ProtoMessage() {}
 
 func (x *StepRun) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[1]
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +876,7 @@ func (x *StepRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRun.ProtoReflect.Descriptor instead.
 func (*StepRun) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *StepRun) GetRun() string {
@@ -966,7 +1030,7 @@ type StepWait struct {
 
 func (x *StepWait) Reset() {
 	*x = StepWait{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1042,7 @@ func (x *StepWait) String() string {
 func (*StepWait) ProtoMessage() {}
 
 func (x *StepWait) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1055,7 @@ func (x *StepWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepWait.ProtoReflect.Descriptor instead.
 func (*StepWait) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *StepWait) GetNeeds() []string {
@@ -1063,7 +1127,7 @@ type SeenWorker struct {
 
 func (x *SeenWorker) Reset() {
 	*x = SeenWorker{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1139,7 @@ func (x *SeenWorker) String() string {
 func (*SeenWorker) ProtoMessage() {}
 
 func (x *SeenWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1152,7 @@ func (x *SeenWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenWorker.ProtoReflect.Descriptor instead.
 func (*SeenWorker) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SeenWorker) GetName() string {
@@ -1132,7 +1196,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1208,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1221,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Attempt) GetNumber() uint32 {
@@ -1240,7 +1304,7 @@ type LateResult struct {
 
 func (x *LateResult) Reset() {
 	*x = LateResult{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1316,7 @@ func (x *LateResult) String() string {
 func (*LateResult) ProtoMessage() {}
 
 func (x *LateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1329,7 @@ func (x *LateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LateResult.ProtoReflect.Descriptor instead.
 func (*LateResult) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LateResult) GetTime() *timestamppb.Timestamp {
@@ -1307,7 +1371,7 @@ type RunSnapshot struct {
 
 func (x *RunSnapshot) Reset() {
 	*x = RunSnapshot{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1383,7 @@ func (x *RunSnapshot) String() string {
 func (*RunSnapshot) ProtoMessage() {}
 
 func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1396,7 @@ func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunSnapshot.ProtoReflect.Descriptor instead.
 func (*RunSnapshot) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RunSnapshot) GetRuns() []*Run {
@@ -1353,7 +1417,7 @@ type RunChanges struct {
 
 func (x *RunChanges) Reset() {
 	*x = RunChanges{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1429,7 @@ func (x *RunChanges) String() string {
 func (*RunChanges) ProtoMessage() {}
 
 func (x *RunChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1442,7 @@ func (x *RunChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChanges.ProtoReflect.Descriptor instead.
 func (*RunChanges) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunChanges) GetChanges() []*RunChange {
@@ -1403,7 +1467,7 @@ type RunChange struct {
 
 func (x *RunChange) Reset() {
 	*x = RunChange{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1479,7 @@ func (x *RunChange) String() string {
 func (*RunChange) ProtoMessage() {}
 
 func (x *RunChange) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1492,7 @@ func (x *RunChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChange.ProtoReflect.Descriptor instead.
 func (*RunChange) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunChange) GetRun() *Run {
@@ -1463,7 +1527,7 @@ type RunsDeleted struct {
 
 func (x *RunsDeleted) Reset() {
 	*x = RunsDeleted{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1539,7 @@ func (x *RunsDeleted) String() string {
 func (*RunsDeleted) ProtoMessage() {}
 
 func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1552,7 @@ func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunsDeleted.ProtoReflect.Descriptor instead.
 func (*RunsDeleted) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RunsDeleted) GetRuns() []*Run {
@@ -1507,7 +1571,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1583,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1596,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 // Nothing happened; the stream is alive.
@@ -1546,7 +1610,7 @@ type WatchHeartbeat struct {
 
 func (x *WatchHeartbeat) Reset() {
 	*x = WatchHeartbeat{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[11]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1622,7 @@ func (x *WatchHeartbeat) String() string {
 func (*WatchHeartbeat) ProtoMessage() {}
 
 func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[11]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1635,7 @@ func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchHeartbeat.ProtoReflect.Descriptor instead.
 func (*WatchHeartbeat) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -1593,7 +1657,7 @@ type WatchReset struct {
 
 func (x *WatchReset) Reset() {
 	*x = WatchReset{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[12]
+	mi := &file_conveyor_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1669,7 @@ func (x *WatchReset) String() string {
 func (*WatchReset) ProtoMessage() {}
 
 func (x *WatchReset) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[12]
+	mi := &file_conveyor_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1682,7 @@ func (x *WatchReset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReset.ProtoReflect.Descriptor instead.
 func (*WatchReset) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchReset) GetMessage() string {
@@ -1632,7 +1696,7 @@ var File_conveyor_v1_run_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\b\n" +
+	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\t\n" +
 	"\x03Run\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
@@ -1665,10 +1729,14 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x11pipeline_snapshot\x18\x15 \x01(\v2\x15.conveyor.v1.PipelineR\x10pipelineSnapshot\x12B\n" +
 	"\x11resource_snapshot\x18\x16 \x01(\v2\x15.conveyor.v1.ResourceR\x10resourceSnapshot\x12/\n" +
 	"\x06params\x18\x17 \x01(\v2\x17.google.protobuf.StructR\x06params\x126\n" +
-	"\bdeadline\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x1a9\n" +
+	"\bdeadline\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12(\n" +
+	"\x04wait\x18\x19 \x01(\v2\x14.conveyor.v1.RunWaitR\x04wait\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
+	"\aRunWait\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
+	"\x05ahead\x18\x02 \x01(\rR\x05ahead\"\xd5\x05\n" +
 	"\aStepRun\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
@@ -1817,7 +1885,7 @@ func file_conveyor_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_conveyor_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_conveyor_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: conveyor.v1.RunState
 	(RunReason)(0),                // 1: conveyor.v1.RunReason
@@ -1826,74 +1894,76 @@ var file_conveyor_v1_run_proto_goTypes = []any{
 	(Transport)(0),                // 4: conveyor.v1.Transport
 	(RunView)(0),                  // 5: conveyor.v1.RunView
 	(*Run)(nil),                   // 6: conveyor.v1.Run
-	(*StepRun)(nil),               // 7: conveyor.v1.StepRun
-	(*StepWait)(nil),              // 8: conveyor.v1.StepWait
-	(*SeenWorker)(nil),            // 9: conveyor.v1.SeenWorker
-	(*Attempt)(nil),               // 10: conveyor.v1.Attempt
-	(*LateResult)(nil),            // 11: conveyor.v1.LateResult
-	(*RunSnapshot)(nil),           // 12: conveyor.v1.RunSnapshot
-	(*RunChanges)(nil),            // 13: conveyor.v1.RunChanges
-	(*RunChange)(nil),             // 14: conveyor.v1.RunChange
-	(*RunsDeleted)(nil),           // 15: conveyor.v1.RunsDeleted
-	(*SnapshotEnd)(nil),           // 16: conveyor.v1.SnapshotEnd
-	(*WatchHeartbeat)(nil),        // 17: conveyor.v1.WatchHeartbeat
-	(*WatchReset)(nil),            // 18: conveyor.v1.WatchReset
-	nil,                           // 19: conveyor.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*Pipeline)(nil),              // 21: conveyor.v1.Pipeline
-	(*Resource)(nil),              // 22: conveyor.v1.Resource
-	(*structpb.Struct)(nil),       // 23: google.protobuf.Struct
-	(*DriverResult)(nil),          // 24: conveyor.v1.DriverResult
-	(Disposition)(0),              // 25: conveyor.v1.Disposition
-	(Outcome)(0),                  // 26: conveyor.v1.Outcome
+	(*RunWait)(nil),               // 7: conveyor.v1.RunWait
+	(*StepRun)(nil),               // 8: conveyor.v1.StepRun
+	(*StepWait)(nil),              // 9: conveyor.v1.StepWait
+	(*SeenWorker)(nil),            // 10: conveyor.v1.SeenWorker
+	(*Attempt)(nil),               // 11: conveyor.v1.Attempt
+	(*LateResult)(nil),            // 12: conveyor.v1.LateResult
+	(*RunSnapshot)(nil),           // 13: conveyor.v1.RunSnapshot
+	(*RunChanges)(nil),            // 14: conveyor.v1.RunChanges
+	(*RunChange)(nil),             // 15: conveyor.v1.RunChange
+	(*RunsDeleted)(nil),           // 16: conveyor.v1.RunsDeleted
+	(*SnapshotEnd)(nil),           // 17: conveyor.v1.SnapshotEnd
+	(*WatchHeartbeat)(nil),        // 18: conveyor.v1.WatchHeartbeat
+	(*WatchReset)(nil),            // 19: conveyor.v1.WatchReset
+	nil,                           // 20: conveyor.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*Pipeline)(nil),              // 22: conveyor.v1.Pipeline
+	(*Resource)(nil),              // 23: conveyor.v1.Resource
+	(*structpb.Struct)(nil),       // 24: google.protobuf.Struct
+	(*DriverResult)(nil),          // 25: conveyor.v1.DriverResult
+	(Disposition)(0),              // 26: conveyor.v1.Disposition
+	(Outcome)(0),                  // 27: conveyor.v1.Outcome
 }
 var file_conveyor_v1_run_proto_depIdxs = []int32{
 	0,  // 0: conveyor.v1.Run.state:type_name -> conveyor.v1.RunState
 	1,  // 1: conveyor.v1.Run.reason:type_name -> conveyor.v1.RunReason
-	19, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
-	20, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	20, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
-	20, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	20, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
+	20, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
+	21, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	21, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
+	21, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	21, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 7: conveyor.v1.Run.step_states:type_name -> conveyor.v1.StepState
-	7,  // 8: conveyor.v1.Run.steps:type_name -> conveyor.v1.StepRun
-	21, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
-	22, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
-	23, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
-	20, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 13: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
-	3,  // 14: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
-	20, // 15: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
-	20, // 16: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
-	20, // 17: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
-	20, // 18: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
-	24, // 19: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
-	10, // 20: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
-	8,  // 21: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
-	20, // 22: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
-	20, // 23: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
-	9,  // 24: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
-	20, // 25: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
-	4,  // 26: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
-	20, // 27: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	20, // 28: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	2,  // 29: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
-	3,  // 30: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
-	11, // 31: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
-	20, // 32: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
-	25, // 33: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
-	26, // 34: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
-	6,  // 35: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
-	14, // 36: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
-	6,  // 37: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
-	7,  // 38: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
-	6,  // 39: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
-	20, // 40: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	8,  // 8: conveyor.v1.Run.steps:type_name -> conveyor.v1.StepRun
+	22, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
+	23, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
+	24, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
+	21, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
+	7,  // 13: conveyor.v1.Run.wait:type_name -> conveyor.v1.RunWait
+	2,  // 14: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
+	3,  // 15: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
+	21, // 16: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
+	21, // 17: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
+	21, // 18: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
+	21, // 19: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
+	25, // 20: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
+	11, // 21: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
+	9,  // 22: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
+	21, // 23: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
+	21, // 24: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
+	10, // 25: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
+	21, // 26: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
+	4,  // 27: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
+	21, // 28: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	21, // 29: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 30: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
+	3,  // 31: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
+	12, // 32: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
+	21, // 33: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
+	26, // 34: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
+	27, // 35: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
+	6,  // 36: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
+	15, // 37: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
+	6,  // 38: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
+	8,  // 39: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
+	6,  // 40: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
+	21, // 41: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_proto_init() }
@@ -1904,14 +1974,14 @@ func file_conveyor_v1_run_proto_init() {
 	file_conveyor_v1_pipeline_proto_init()
 	file_conveyor_v1_resource_proto_init()
 	file_conveyor_v1_result_proto_init()
-	file_conveyor_v1_run_proto_msgTypes[2].OneofWrappers = []any{}
+	file_conveyor_v1_run_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conveyor_v1_run_proto_rawDesc), len(file_conveyor_v1_run_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -112,9 +112,12 @@ func isUnix(address string) bool {
 }
 
 func isLoopback(address string) bool {
+	if isUnix(address) {
+		return true
+	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return isUnix(address)
+		return false
 	}
 	host = strings.ToLower(host)
 	ip := net.ParseIP(host)

@@ -23,7 +23,7 @@ var (
 	unconnected = regexp.MustCompile("(?i)error while dialing|handshake failed|server preface|name resolver|zero addresses")
 	insecureBy  = regexp.MustCompile("(?i)handshake|tls|x509|certificate")
 	// What stands before the cause in gRPC's texts.
-	wrapping = regexp.MustCompile(`^.*(?:dial \S+ \S+: |transport: |desc = )`)
+	wrapping = regexp.MustCompile(`^.*(?:dial \S+ \S+: |transport: |desc = |connect: )`)
 )
 
 // IsTransient says whether a stream that ended like this is to be opened again.

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -25,8 +26,9 @@ var kinds = map[string]driver.Handler{
 	},
 	"permanent": permanent,
 	"panic":     func(context.Context, *driver.Job) (driver.Result, error) { panic("out of luck") },
-	"data":      func(context.Context, *driver.Job) (driver.Result, error) { return driver.Result{Data: 1 << 60}, nil },
+	"data":      tooLarge,
 	"giveup":    func(context.Context, *driver.Job) (driver.Result, error) { return driver.Result{}, driver.ErrCancelled },
+	"goexit":    func(context.Context, *driver.Job) (driver.Result, error) { runtime.Goexit(); panic("never") },
 	"flaky":     flaky,
 	"hold":      hold,
 	"lines":     lines,
@@ -75,6 +77,11 @@ func echo(_ context.Context, job *driver.Job) (driver.Result, error) {
 func permanent(context.Context, *driver.Job) (driver.Result, error) {
 	err := driver.Permanent(errors.New("never again"))
 	return driver.Result{Data: map[string]any{"code": 7}}, err
+}
+
+// tooLarge returns a number that would arrive as another one.
+func tooLarge(context.Context, *driver.Job) (driver.Result, error) {
+	return driver.Result{Data: map[string]any{"build": map[string]any{"id": int64(1)<<60 + 1}}}, nil
 }
 
 // flaky fails so many times, then succeeds.

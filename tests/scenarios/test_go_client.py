@@ -1,0 +1,63 @@
+"""The client in Go: lists, errors, waiting, cancelling, and its own tests and examples."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+
+from tests.support.belt import Belt, state, step
+from tests.support.golang import MODULE, Go, Held, compiler, environment
+
+UNKNOWN = "01a00000-0000-7000-8000-000000000000"
+
+
+async def finished(go: Go, belt: Belt, *words: object, **more: str) -> tuple[int, list[str]]:
+    process = go.client(belt, *words, **more)
+    return await asyncio.to_thread(process.wait), process.output
+
+
+async def test_lists_page_by_themselves(belt: Belt, go: Go) -> None:
+    go.driver(belt, "work")
+    await belt.pipeline(step("a", "work"))
+    runs = [(await belt.start()).id for _ in range(5)]
+    assert await finished(go, belt, "list", 2) == (0, runs[::-1])
+
+
+async def test_errors_say_what_they_are(belt: Belt, go: Go) -> None:
+    code, output = await finished(go, belt, "get", UNKNOWN)
+    assert (code, output[0].startswith("error: NOT_FOUND: ")) == (1, True)
+    assert output[1:] == ["is: NotFound", "reason: NOT_FOUND"]
+    code, output = await finished(go, belt, "pipeline", "release")
+    assert (code, output[1:3]) == (1, ["is: InvalidArgument", "reason: INVALID_FIELD"])
+    assert output[3].startswith("violation: pipeline.steps[0].id: ")
+    code, output = await finished(go, belt, "get", UNKNOWN, CONVEYOR_ADDRESS="127.0.0.1:1")
+    assert (code, output[1:]) == (1, ["is: Unavailable", "reason: UNSPECIFIED"])
+    assert "cannot reach the server at 127.0.0.1:1: connection refused; is it running?" in output[0]
+    code, output = await finished(go, belt, "get", UNKNOWN, CONVEYOR_ADDRESS="127.0.0.1:1,127.0.0.1:2")
+    assert "none of 127.0.0.1:1, 127.0.0.1:2 answers; the last one: " in output[0]
+    code, output = await finished(go, belt, "list", 1, CONVEYOR_TLS="1")
+    assert "check CONVEYOR_TLS_CA" in output[0]
+
+
+async def test_waiting_ends_with_the_run_or_with_its_context(belt: Belt, go: Go, held: Held) -> None:
+    go.driver(belt, "work", *held.behaviour)
+    await belt.pipeline(step("a", "work"))
+    run = await belt.start()
+    await held.started()
+    code, output = await finished(go, belt, "wait", run.id, "50ms")
+    assert (code, output[1]) == (1, "is: DeadlineExceeded")
+    assert output[0].startswith(f"error: run {run.id} has not ended, its state is ")
+    assert (await finished(go, belt, "cancel", run.id))[0] == 0
+    assert await finished(go, belt, "wait", run.id) == (0, [f"{run.id} CANCELLED"])
+    code, output = await finished(go, belt, "cancel", run.id)
+    assert output[1:3] == ["is: FailedPrecondition", "reason: RUN_FINISHED"]
+    assert state(await belt.ended(run)) == "CANCELLED"
+
+
+async def test_the_modules_own_tests_and_examples_pass(belt: Belt) -> None:
+    """The examples in its documentation run against the server that they are pointed at."""
+    command = [compiler(), "test", "-race", "./..."]
+    environ = {**os.environ, **environment(belt), "CONVEYOR_EXAMPLES": "1"}
+    done = await asyncio.to_thread(subprocess.run, command, cwd=MODULE, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,119 @@
+"""Drivers and clients in Go while the server or the broker is killed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.belt import Belt, Site, state, states, step
+from tests.support.golang import Go, Held
+from tests.support.nats import NatsServer
+from tests.support.server import ConveyorServer
+from tests.support.wait import until
+
+
+@pytest.fixture(scope="module")
+def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server and a broker of this module's own, to be killed."""
+    directory = tmp_path_factory.mktemp("go-outages")
+    nats = NatsServer(directory / "nats").start()
+    server = ConveyorServer(directory / "server", ["--nats", nats.url]).start()
+    yield Site(server, nats)
+    server.kill()
+    nats.stop()
+
+
+@pytest.fixture
+async def belt(own_site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
+    async with Belt(own_site, tmp_path) as belt:
+        yield belt
+
+
+@pytest.mark.parametrize("transport", ["grpc", "jetstream"])
+@pytest.mark.parametrize("released", ["while the server is away", "when it is back"])
+async def test_a_worker_keeps_what_it_holds_when_the_server_is_killed(
+    belt: Belt, go: Go, held: Held, transport: str, released: str
+) -> None:
+    go.driver(belt, "work", *held.behaviour, transport=transport)
+    go.driver(belt, "after", "echo", transport=transport)
+    await belt.pipeline(step("a", "work"), step("b", "after"))
+    run = await belt.start()
+    await held.started()
+    await belt.until_step(run, "a", "RUNNING")
+    server = belt.site.server
+    await asyncio.to_thread(server.kill)
+    if released == "while the server is away":
+        held.release()
+    await asyncio.to_thread(server.start)
+    held.release()
+    ended = await belt.ended(run)
+    assert states(ended) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
+    assert [each.attempt for each in ended.steps] == [1, 1]
+    assert held.lines() == ["started 1"]
+    assert await belt.lines(run, step="a") == ["released"]
+
+
+async def test_a_worker_keeps_what_it_holds_when_the_broker_is_killed(belt: Belt, go: Go, held: Held) -> None:
+    go.driver(belt, "work", *held.behaviour, transport="jetstream")
+    await belt.pipeline(step("a", "work"))
+    run = await belt.start()
+    await held.started()
+    await belt.until_step(run, "a", "RUNNING")
+    nats = belt.site.nats
+    await asyncio.to_thread(nats.kill)
+    held.release()
+    await asyncio.to_thread(nats.start)
+    ended = await belt.ended(run)
+    assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 1)
+    assert held.lines() == ["started 1"]
+    assert await belt.lines(run) == ["released"]
+    # It still takes work.
+    assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
+
+
+async def test_a_watch_goes_on_after_the_server_was_killed(belt: Belt, go: Go, held: Held) -> None:
+    go.driver(belt, "work", *held.behaviour)
+    go.driver(belt, "after")
+    await belt.pipeline(step("a", "work"), step("b", "after"))
+    run = await belt.start()
+    await held.started()
+    watch = go.client(belt, "watch", run.id)
+    watch_all = go.client(belt, "watch-all")
+    wait = go.client(belt, "wait", run.id)
+    logs = go.client(belt, "logs", run.id, "follow")
+    await until(lambda: watch.output and watch_all.output, "the watches to begin")
+    server = belt.site.server
+    for _ in range(2):
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+    held.release()
+    for process in (watch, wait, logs):
+        assert await asyncio.to_thread(process.wait) == 0, process.log
+    assert watch.output[-1].startswith(f"{run.id} SUCCEEDED")
+    seen = [change for line in watch.output for change in line.split()[2:]]
+    wanted = ["a=RUNNING", "a=SUCCEEDED", "b=SUCCEEDED"]
+    assert [change for change in seen if change in wanted] == wanted
+    assert logs.output == ["released"]
+    await until(lambda: any(line.startswith(f"{run.id} SUCCEEDED") for line in watch_all.output))
+    watch_all.terminate()
+    assert await asyncio.to_thread(watch_all.wait) == 1
+    assert "is: Canceled" in watch_all.output
+
+
+async def test_a_call_outlasts_a_restart_and_starts_one_run(belt: Belt, go: Go) -> None:
+    go.driver(belt, "work")
+    await belt.pipeline(step("a", "work"))
+    await belt.ended(await belt.start(resource="web"))
+    server = belt.site.server
+    await asyncio.to_thread(server.kill)
+    calls = [go.client(belt, "start", "app", "web", "release", CONVEYOR_ADDRESS=f"{server.address},127.0.0.1:1")]
+    server.spawn()
+    await asyncio.to_thread(server.wait_ready)
+    codes = [await asyncio.to_thread(call.wait) for call in calls]
+    started = [call.output[0].split()[0] for call, code in zip(calls, codes, strict=True) if code == 0]
+    runs = [run.id async for run in belt.client.runs.list()]
+    assert len(runs) == 1 + len(started)
+    assert set(started) <= set(runs)
