@@ -16,6 +16,8 @@ from conveyor.core.model import Stop
 from conveyor.core.plan import SECOND
 from conveyor.engine.loop import Engine
 from conveyor.engine.workers import DriverKey
+from conveyor.state.runs import StoredRun
+from conveyor.store.port import Unavailable
 
 log = structlog.get_logger("conveyor.engine")
 
@@ -51,12 +53,23 @@ class Withdrawals:
         if await self.withdraw(key, receipt):
             return
         namespace, _ = key
-        run = await self._engine.run(namespace, run_id)
+        run = await self._stored(namespace, run_id)
         record = run.state.steps[index]
         for attempt in record.attempts if record is not None else ():
             if attempt.token == token and not attempt.result_digest:
                 body = wire.encode_cancel(attempt.number, token, attempt.message or "the step has ended", _GRACE_S)
                 await self._tell(namespace, run_id, run.state.plan.steps[index].id, body)
+
+    async def _stored(self, namespace: str, run_id: str) -> StoredRun:
+        """The run, even if the store is away now."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._engine.run(namespace, run_id)
+            except Unavailable as error:
+                log.debug("run_not_read", run_id=run_id, error=str(error))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def stop(self, namespace: str, run: str, step: str, stop: Stop) -> None:
         """Tell the driver to stop an attempt, if it listens."""

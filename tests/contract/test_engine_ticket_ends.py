@@ -131,6 +131,27 @@ async def test_a_cancel_reaches_a_driver_that_was_not_known_to_be_at_work(belted
     await belted.at_rest()
 
 
+async def test_a_cancel_reaches_such_a_driver_also_when_store_and_broker_were_away(
+    belted: Belted, older: MakeOlder
+) -> None:
+    driver = await older("a", Held()).start()
+    belted.tickets._takers.interest(("default", "a"))
+    await until(lambda: belted.tickets.consumer("default", "a", "app")[0])
+    run = await belted.launch(step("a"))
+    await until(lambda: driver.tickets)
+    assert (await belted.states(run)) == [QUEUED]
+    await belted.broker("stop")
+    await belted.handle(run, STOP)
+    assert (await belted.ended(run)).state == RUN_CANCELLED
+    belted.store.away = True
+    refused = belted.store.refused
+    await belted.broker("start")
+    await until(lambda: belted.store.refused > refused)
+    belted.store.away = False
+    await until(lambda: driver.told)
+    await belted.at_rest()
+
+
 async def test_a_worker_that_comes_takes_over_what_nobody_was_given(
     belted: Belted, older: MakeOlder, workers: Connect
 ) -> None:

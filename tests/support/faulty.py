@@ -38,6 +38,8 @@ class FaultyStore:
         self.hold: asyncio.Event | None = None
         """Commits wait for it."""
         self.commits = 0
+        self.refused = 0
+        """How often it was away when somebody came."""
 
     @property
     def epoch(self) -> str:
@@ -46,6 +48,7 @@ class FaultyStore:
 
     def _check(self) -> None:
         if self.away:
+            self.refused += 1
             raise Unavailable("the store is away")
 
     async def get(self, key: str) -> KeyValue | None:
