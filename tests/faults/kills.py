@@ -115,8 +115,6 @@ FAILPOINTS = (
     "gateway.before_loss",
     "gateway.after_loss",
 )
-# Seconds: a worker that died just before the server's start is lost after its TTL.
-_PATIENCE = SESSION_TTL + 2.0
 
 
 class Failpoint:
@@ -135,8 +133,11 @@ class Failpoint:
     async def strike(self, cluster: Cluster, rng: Random) -> str:
         """See Fault."""
         number = rng.randrange(len(cluster.servers))
-        # Losses of workers are rare; commits are many.
-        hits = rng.choice([1, 1, 1, 2] if self._point.endswith("_loss") else [1, 1, 2, 3, 5, 10, 30])
+        hits = rng.choice([1, 1, 2, 3, 5, 10, 30])
+        patience = 2.0
+        if self._point.endswith("_loss"):
+            # A worker that died a moment ago is lost after its TTL, and there are few of them.
+            hits, patience = 1, SESSION_TTL + 2.0
         server, environment = cluster.servers[number], cluster.environments[number]
         async with cluster.held(server):
             environment["CONVEYOR_FAILPOINTS"] = f"{self._point}=kill:{hits}"
@@ -145,7 +146,7 @@ class Failpoint:
                 # Not until it is ready: some points are on the way there.
                 await asyncio.to_thread(server.spawn)
                 waited = 0.0
-                while server.running and waited < _PATIENCE:
+                while server.running and waited < patience:
                     await asyncio.sleep(0.02)
                     waited += 0.02
             finally:

@@ -20,6 +20,7 @@ from tests.faults.check import check
 from tests.faults.cluster import Cluster, DriverUnit, Layout
 from tests.faults.fault import Fault, faults
 from tests.faults.history import History, Recorder, Violation
+from tests.faults.kills import processes
 from tests.faults.remains import left_over, mistakes, usage
 from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
@@ -131,12 +132,12 @@ async def _strike_during(
     recorder: Recorder,
     strikes: Counter[tuple[str, str]],
 ) -> None:
-    """Let faults strike while clients work: those of one component one after the other, others at the same time."""
+    """Let faults strike while clients work: at most two of one component at a time, each on a process of its own."""
     ending = asyncio.Event()
     asyncio.get_running_loop().call_later(settings.seconds, ending.set)
 
-    async def lane(component: str, mine: Sequence[Fault]) -> None:
-        rng = Random(f"{settings.seed}/{component}")
+    async def lane(component: str, number: int, mine: Sequence[Fault]) -> None:
+        rng = Random(f"{settings.seed}/{component}/{number}")
         while not ending.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), rng.uniform(0.1, 1.2))
@@ -151,7 +152,8 @@ async def _strike_during(
     async with asyncio.TaskGroup() as group:
         group.create_task(work)
         for component, mine in choose(settings.faults, cluster).items():
-            group.create_task(lane(component, mine))
+            for number in range(max(1, min(2, len(processes(cluster, component))))):
+                group.create_task(lane(component, number, mine))
 
 
 async def _collected(workload: Workload, cluster: Cluster) -> History:

@@ -27,12 +27,13 @@ def _watches(history: History) -> Iterator[Violation]:
     seen: dict[tuple[str, str], list[Event]] = defaultdict(list)
     for event in history.of("saw"):
         seen[event["watcher"], event["run"]].append(event)
-    # Those that broke off, and those that are not told what ended while they had to begin anew.
-    broken = {event["watcher"] for event in history.of("watch-error", "anew")}
     yield from _whole_segments(history, known)
+    # Those that broke off, and those that are not told what happened while they had to begin anew.
+    raw = {event["watcher"] for event in history.of("anew")}
+    broken = {event["watcher"] for event in history.of("watch-error")} | raw
     for (watcher, run), events in seen.items():
         for before, after in pairwise(events):
-            yield from _step(watcher, run, before, after, known[run])
+            yield from _step(watcher, run, before, after, set() if watcher in raw else known[run])
         last = events[-1]
         over = last["deleted"] or last["state"] in ENDED or watcher in broken
         if not over and run in history.runs and run not in history.unfinished:
