@@ -7,7 +7,7 @@ import os
 import subprocess
 
 from tests.support.belt import Belt, state, step
-from tests.support.golang import MODULE, Go, Held, compiler, environment
+from tests.support.golang import MODULE, ROOT, Go, Held, build, compiler, environment
 
 UNKNOWN = "01a00000-0000-7000-8000-000000000000"
 
@@ -61,3 +61,17 @@ async def test_the_modules_own_tests_and_examples_pass(belt: Belt) -> None:
     environ = {**os.environ, **environment(belt), "CONVEYOR_EXAMPLES": "1"}
     done = await asyncio.to_thread(subprocess.run, command, cwd=MODULE, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_the_page_shows_the_examples_and_they_run(belt: Belt, go: Go) -> None:
+    page = (ROOT / "docs" / "go.md").read_text()
+    for name in ("compile", "release"):
+        assert f"```go\n{(MODULE / 'examples' / name / 'main.go').read_text()}```" in page
+        assert f"go run ./examples/{name} " in page
+    build("./examples/compile", "./examples/release")
+    go.run("compile", belt)
+    release = go.run("release", belt)
+    assert await asyncio.to_thread(release.wait) == 0, release.log
+    assert release.output[0] == "build building https://example.org/shop.git"
+    assert release.output[1].startswith("build go version ")
+    assert release.output[2].endswith(" RUN_STATE_SUCCEEDED")

@@ -101,6 +101,10 @@ class Go:
         """A command of clients/go/internal/testclient."""
         return self._start("testclient", list(map(str, words)), {**environment(belt), **more})
 
+    def run(self, program: str, belt: Belt) -> GoProcess:
+        """Another program."""
+        return self._start(program, [], environment(belt))
+
     def close(self) -> None:
         """End all; none may have seen a race."""
         for process in self._processes:
