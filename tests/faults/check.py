@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from conveyor.v1.run_pb2 import Run, RunReason, StepRun
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
+from tests.faults.lanes import one_after_the_other
 from tests.faults.order import steps_run_in_order
 from tests.faults.sight import nothing_is_missed_silently
 
@@ -179,6 +180,7 @@ CHECKS: tuple[Check, ...] = (
     what_was_acknowledged_is_there,
     one_request_one_run,
     steps_run_in_order,
+    one_after_the_other,
     one_attempt_counts,
     ends_stay,
     all_move_on,

@@ -9,7 +9,7 @@ import pytest
 
 from conveyor.sdk import to_struct
 from conveyor.v1.log_pb2 import LogLine
-from conveyor.v1.pipeline_pb2 import Pipeline, Step, TriggerRule
+from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy, Pipeline, Step, TriggerRule
 from conveyor.v1.run_pb2 import Attempt, Run, RunReason, RunState, StepReason, StepRun, StepState
 from tests.faults.check import check
 from tests.faults.history import Event, History, seen
@@ -154,6 +154,17 @@ def _wrong_input(history: History) -> None:
     _event(history, "began", 1)["inputs"] = {"a": "FAILED"}
 
 
+def _overlapping(history: History) -> None:
+    run = history.runs["r"]
+    run.pipeline_snapshot.concurrency.policy = ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE
+    run.start_time.FromSeconds(10)
+    run.end_time.FromSeconds(30)
+    other = Run(id="s", pipeline="p", state=RunState.RUN_STATE_SUCCEEDED, etag="a")
+    other.pipeline_snapshot.concurrency.policy = ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE
+    other.start_time.FromSeconds(29)
+    history.runs["s"] = other
+
+
 def _counted_twice(history: History) -> None:
     history.events.append({**_event(history, "acked"), "at": 20.0})
 
@@ -242,6 +253,7 @@ def _descriptors(history: History) -> None:
         (3, _given_up_too_soon),
         (3, _nobody_answered),
         (3, _wrong_input),
+        (3, _overlapping),
         (4, _counted_twice),
         (4, _done_twice),
         (4, _two_current),

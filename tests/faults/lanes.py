@@ -1,0 +1,69 @@
+"""Runs of one resource on one pipeline that go one after the other: part of invariant 3."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy
+from conveyor.v1.run_pb2 import Run, RunReason
+from tests.faults.history import ENDED, History, Violation, run_state
+
+_IN_TURN = frozenset({ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE, ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE})
+
+
+def one_after_the_other(history: History) -> Iterator[Violation]:
+    """3: None starts before the one before it has ended, and an older one never starts last."""
+    if any(event["component"] == "clock" for event in history.of("strike")):
+        return  # the stamps of two servers can't be compared
+    asked, answered = _asked(history), _answered(history)
+    for runs in _lanes(history):
+        started = sorted(
+            (run for run in runs if run.HasField("start_time")), key=lambda run: run.start_time.ToNanoseconds()
+        )
+        for before, after in pairwise(started):
+            end = before.end_time.ToNanoseconds()
+            if run_state(before.state) not in ENDED or end > after.start_time.ToNanoseconds():
+                yield Violation(3, after.id, f"it started before {before.id}, whose turn it was, had ended")
+        for number, late in enumerate(started):
+            for early in started[:number]:
+                if answered.get(late.id, float("inf")) < asked.get(early.id, 0.0):
+                    yield Violation(3, early.id, f"it started before {late.id}, which is older")
+        for run in runs:
+            if run.reason == RunReason.RUN_REASON_REPLACED and not _replaced(run, runs, history):
+                yield Violation(3, run.id, "it was replaced, and there is no newer run that did so")
+
+
+def _lanes(history: History) -> Iterator[list[Run]]:
+    lanes: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in history.runs.values():
+        if run.pipeline_snapshot.concurrency.policy in _IN_TURN:
+            lanes[run.pipeline, run.definition, run.resource].append(run)
+    return iter(lanes.values())
+
+
+def _asked(history: History) -> dict[str, float]:
+    """When each run was asked for, the first time that it may have been made."""
+    requests: dict[str, float] = {}
+    for event in history.of("invoke"):
+        if event.get("request"):
+            requests.setdefault(event["request"], event["at"])
+    return {run.id: requests.get(run.labels["request"], 0.0) for run in history.runs.values()}
+
+
+def _answered(history: History) -> dict[str, float]:
+    """When each run was acknowledged."""
+    found: dict[str, float] = {}
+    for event in history.of("ok"):
+        if event["what"] in ("start", "create", "retry"):
+            found.setdefault(event["run"], event["at"])
+    return found
+
+
+def _replaced(run: Run, runs: list[Run], history: History) -> bool:
+    if any(event["what"] == "delete" for event in history.of("invoke")):
+        return True  # the newer one may be gone
+    newer = (each for each in runs if each.id != run.id and each.id[:13] >= run.id[:13])
+    policies = {each.pipeline_snapshot.concurrency.policy for each in newer}
+    return ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE in policies
