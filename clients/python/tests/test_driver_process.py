@@ -23,6 +23,15 @@ async def reconcile(job: Job) -> None:
     await job.subprocess("sh", "-c", "echo $$; exec sleep 600")
 driver.run()
 """
+LEFT_BEHIND = """
+@driver.reconcile
+def reconcile(job: Job) -> str:
+    job.run_subprocess("sh", "-c", "sleep 600 &")
+    if job.attempt == 2:
+        raise job.fail("no luck")
+    return "published" if job.attempt == 3 else ""
+driver.run()
+"""
 FORK = """
 import multiprocessing
 
@@ -105,6 +114,20 @@ def is_alive(pid):
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to name processes")
+async def test_the_result_tells_what_a_subprocess_left_behind(work_server, assignment, tmp_path):
+    async with work_server() as server, running(write(tmp_path, LEFT_BEHIND), "--address", server.address):
+        stream = await server.stream()
+        stream.welcome()
+        for attempt in range(1, 4):
+            stream.send(assignments=[assignment(attempt=attempt)])
+            await stream.until(lambda s, n=attempt: len(s.results) == n)
+            stream.ack(stream.results[-1])
+        told = [report.result.message.rpartition(" outlived the command and was ended: ") for report in stream.results]
+        assert [head for head, *_ in told] == ["1 process", "no luck (1 process", "published (1 process"]
+        assert "[1 process outlived the command and was ended: " in stream.lines[0].text
 
 
 async def test_a_handler_may_fork_while_the_stream_is_open(work_server, assignment, tmp_path):

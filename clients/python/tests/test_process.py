@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import re
+import shlex
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from conveyor.sdk import JobCancelled, JobFailed, ProcessFailed
 from conveyor.sdk.process import run_process, start_process
+from conveyor.sdk.process_tree import VARIABLE, Mark, Process, names
 from conveyor.v1.log_pb2 import LogStream
 
 OUT, ERR = LogStream.LOG_STREAM_STDOUT, LogStream.LOG_STREAM_STDERR
@@ -22,11 +26,15 @@ class Owner:
         self.cancel_message = "enough"
         self.grace = grace
         self.notes = []
+        self.told = []
         self.output = []
         self.came = threading.Condition()
 
     def log(self, message, *args):
         self.notes.append(message % args if args else message)
+
+    def notice(self, text):
+        self.told.append(text)
 
     def write_output(self, text, stream, *, partial=False):
         with self.came:
@@ -116,13 +124,6 @@ def test_bytes_that_are_no_text_are_replaced():
     assert owner.text(OUT) == "grün �\n"
 
 
-def test_what_outlives_the_command_is_killed_and_told():
-    owner = Owner()
-    run(owner, "sh", "-c", "sleep 600 & echo started")
-    assert owner.text(OUT) == "started\n"
-    assert owner.notes == ["[processes that outlived the command were killed]"]
-
-
 def test_a_cancelled_command_may_clean_up():
     owner = Owner()
     thread = cancelled_run(owner, "sh", "-c", "trap 'echo cleaned; exit 0' TERM; echo ready; sleep 600 & wait")
@@ -179,3 +180,124 @@ def test_a_lot_of_output_comes_whole():
     owner = Owner()
     run(owner, sys.executable, "-c", "for n in range(100_000): print(n)")
     assert owner.text(OUT).split() == [str(number) for number in range(100_000)]
+
+
+# What a command leaves behind
+
+with_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="without /proc only the group is known")
+
+ESCAPES = {
+    "in its group": "",
+    "in another group": "preexec_fn=os.setpgrp",
+    "in another session": "start_new_session=True",
+    "a daemon": "start_new_session=True, stdout=DEVNULL, stderr=DEVNULL",
+}
+
+DEAF = "trap '' TERM; echo deaf; while :; do sleep 600; done"
+
+
+def leaving(how, *command):
+    """A command that leaves another one behind, once that has said a word or at least runs."""
+    script = f"""if True:
+        import os
+        from subprocess import DEVNULL, PIPE, Popen
+        child = Popen({command!r}, {how})
+        if child.stdout:
+            child.stdout.readline()
+        print(child.pid)
+    """
+    return [sys.executable, "-c", script]
+
+
+def gone(pid):
+    """Whether a process has ended; an orphan may still wait for somebody to collect it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@with_proc
+@pytest.mark.parametrize("how", ESCAPES.values(), ids=ESCAPES)
+def test_what_outlives_the_command_is_ended_and_told_wherever_it_went(how):
+    owner = Owner()
+    done = run(owner, *leaving(how, "sleep", "600"))
+    pid = int(owner.text(OUT))
+    assert done.returncode == 0
+    assert owner.told == [f"1 process outlived the command and was ended: sleep ({pid})"]
+    assert gone(pid)
+
+
+@with_proc
+@pytest.mark.parametrize("how", ["stdout=PIPE", "stdout=PIPE, start_new_session=True"])
+def test_what_does_not_end_when_told_to_is_killed(how):
+    owner = Owner()
+    run(owner, *leaving(how, "sh", "-c", DEAF))
+    assert "sh (" in owner.told[0]
+    assert gone(int(owner.text(OUT)))
+
+
+@with_proc
+def test_a_failure_tells_it_too():
+    owner = Owner()
+    with pytest.raises(ProcessFailed):
+        run(owner, "sh", "-c", "sleep 600 & exit 3")
+    assert len(owner.told) == 1
+
+
+def test_nothing_is_told_of_children_that_end_with_the_command():
+    owner = Owner()
+    run(owner, "sh", "-c", "sleep 0 & sleep 0 & wait")
+    assert not owner.told
+    assert not owner.notes
+
+
+@with_proc
+@pytest.mark.parametrize("how", ESCAPES.values(), ids=ESCAPES)
+def test_a_cancelled_command_takes_along_all_that_it_started(how):
+    owner = Owner()
+    thread = cancelled_run(owner, "sh", "-c", shlex.join(leaving(how, "sleep", "600")) + "; sleep 600")
+    owner.until(lambda o: o.text(OUT).endswith("\n"))
+    owner.cancelled = True
+    thread.join()
+    assert gone(int(owner.text(OUT)))
+    assert not owner.told
+    assert not owner.notes
+
+
+@with_proc
+def test_what_did_not_stop_in_its_grace_is_named():
+    owner = Owner(grace=0.2)
+    thread = cancelled_run(owner, "sh", "-c", DEAF)
+    owner.until(lambda o: o.output)
+    owner.cancelled = True
+    thread.join()
+    (note,) = owner.notes
+    assert re.fullmatch(r"\[did not stop when told to, and killed: sh \([0-9]+\), sleep \([0-9]+\)\]", note)
+
+
+@with_proc
+def test_what_a_cancelled_command_started_has_the_grace_too(tmp_path):
+    """The command itself ends at once; a daemon of it has something to clean up then, and holds no output."""
+    owner = Owner()
+    clean = "while kill -0 $PPID 2>/dev/null; do sleep 0.01; done; sleep 0.2; echo > cleaned; exit"
+    child = f"trap {shlex.quote(clean)} TERM; echo ready; exec >/dev/null 2>&1; while :; do sleep 0.01; done"
+    thread = cancelled_run(owner, "sh", "-c", f"cd {tmp_path}; setsid sh -c {shlex.quote(child)} & wait")
+    owner.until(lambda o: "ready" in o.text(OUT))
+    owner.cancelled = True
+    thread.join()
+    assert (tmp_path / "cleaned").exists()
+    assert not owner.notes
+
+
+def test_the_mark_is_that_of_this_command_and_of_those_around_it(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "outer")
+    done = run(Owner(), "sh", "-c", f"echo ${VARIABLE}", env={"PATH": os.defpath}, capture=True)
+    assert re.fullmatch("outer:[0-9a-f]{16}\n", done.stdout)
+    assert Mark().environment({})[VARIABLE] != Mark().environment({})[VARIABLE]
+
+
+def test_of_many_processes_the_first_ten_are_named():
+    many = [Process(pid, "make", in_group=True) for pid in range(12)]
+    assert names(many).endswith("make (9) and 2 more")
+    assert names(many[:2]) == "make (0), make (1)"

@@ -54,6 +54,7 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._cancelled_event: threading.Event | None = None
         self._forgotten = False
+        self._notices: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Job {self.driver}: {self.step} of run {self.run}, attempt {self.attempt}>"
@@ -196,8 +197,8 @@ class Job:
         """Run a command in a process group of its own; its output becomes lines of the run's log.
 
         `env` is the whole environment (None: ours). With `check` an exit status other than 0 raises ProcessFailed.
-        With `capture` the output is also returned. When the job is cancelled, the group gets SIGTERM, and SIGKILL
-        before the grace is over. What outlives the command is killed, and the log says so.
+        With `capture` the output is also returned. When the job is cancelled, the command and all that it started get
+        SIGTERM, and SIGKILL before the grace is over. What outlives the command is ended, and the result says so.
         """
         return await start_process(self, command, cwd=cwd, env=env, check=check, capture=capture)
 
@@ -211,6 +212,11 @@ class Job:
     ) -> Completed:
         """The same as `subprocess` for handlers in threads. Raises JobCancelled when the job is cancelled."""
         return run_process(self, command, cwd=cwd, env=env, check=check, capture=capture)
+
+    def notice(self, text: str) -> None:
+        """Write a line into the run's log, and say it in the message of the result too."""
+        self.log("[%s]", text)
+        self._notices.append(text)
 
     def write_output(self, text: str, stream: LogStream.ValueType, *, partial: bool = False) -> None:
         """Write output of a subprocess into the run's log; `partial` when its last line goes on."""

@@ -17,13 +17,18 @@ from os import PathLike
 from typing import IO, Protocol
 
 from conveyor.sdk.errors import JobCancelled, JobFailed, ProcessFailed
+from conveyor.sdk.process_tree import Mark, Process, ProcessTree, names
 from conveyor.v1.log_pb2 import LogStream
 
 Command = Sequence[str | PathLike[str]]
 
 _POLL = 0.2
+_SETTLE_POLL = 0.02
 _PARTIAL_AFTER = 0.8
-# How long the pipes are read after the command and its group are gone: somebody outside of the group may hold them.
+# How long what outlives its command may take to end by itself.
+_PATIENCE = 2.0
+# How long the pipes are read after the command and all that it started are gone: somebody else may hold them. The same
+# for what does not even end by SIGKILL.
 _LINGER = 1.0
 _CHUNK = 64 * 1024
 _CAPTURE_BYTES = 64 * 1024 * 1024
@@ -53,6 +58,9 @@ class ProcessOwner(Protocol):
     def log(self, message: str, *args: object) -> None:
         """Write a line into the run's log."""
 
+    def notice(self, text: str) -> None:
+        """Write a line into the run's log, and say it in the result too."""
+
     def write_output(self, text: str, stream: LogStream.ValueType, *, partial: bool = False) -> None:
         """Write output into the run's log."""
 
@@ -70,6 +78,7 @@ def run_process(
     """Run a command to its end. Blocks; see Job.run_subprocess. `stop` ends it like a cancelled job does."""
     if not command:
         raise ValueError("the command is empty")
+    mark = Mark()
     try:
         process = subprocess.Popen(
             command,
@@ -77,12 +86,12 @@ def run_process(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd,
-            env=env,
+            env=mark.environment(env),
             start_new_session=True,
         )
     except OSError as error:
         raise JobFailed(f"cannot start {os.fspath(command[0])}: {error.strerror}: {error.filename}") from error
-    group = _Group(owner, process, stop)
+    group = _Group(owner, process, mark, stop)
     _groups.add(group)
     try:
         outputs = _pump(owner, group, process, capture)
@@ -154,14 +163,19 @@ def kill_all() -> None:
 
 
 class _Group:
-    """The process group of a command."""
+    """A command with all that it starts."""
 
-    def __init__(self, owner: ProcessOwner, process: "subprocess.Popen[bytes]", stop: threading.Event | None) -> None:
+    def __init__(
+        self, owner: ProcessOwner, process: "subprocess.Popen[bytes]", mark: Mark, stop: threading.Event | None
+    ) -> None:
         self.stopping = False
         self._owner = owner
-        self._process = process
+        self._tree = ProcessTree(mark, process.pid)
         self._stop = stop
         self._kill_at = 0.0
+        self._given_up = False
+        self._left: dict[int, Process] = {}
+        self._killed: dict[int, Process] = {}
 
     def check(self) -> None:
         """Go on with stopping it, when it is to stop."""
@@ -172,23 +186,39 @@ class _Group:
             self.stopping = True
             grace = self._owner.grace
             self._kill_at = time.monotonic() + max(grace - 2.0, grace / 2)
-            self._signal(signal.SIGTERM)
+            self._tree.signal(signal.SIGTERM, self._tree.alive())
 
-    def clean(self) -> None:
-        """The command has ended: end what it left behind."""
-        if self._signal(signal.SIGKILL) and not self.stopping:
-            self._owner.log("[processes that outlived the command were killed]")
+    def settle(self) -> bool:
+        """The command has ended: go on with ending what it left behind. Whether that is done, or given up."""
+        alive, now = self._tree.alive(), time.monotonic()
+        if not alive or self._given_up:
+            return True
+        if not self._kill_at:
+            self._kill_at = now + _PATIENCE
+            self._tree.signal(signal.SIGTERM, alive)
+        elif now >= self._kill_at + _LINGER:
+            self._owner.log("[could not be ended: %s]", names(alive))
+            self._given_up = True
+        elif now >= self._kill_at:
+            self.kill()
+        if not self.stopping:
+            self._left.update((process.pid, process) for process in alive)
+        return False
 
     def kill(self) -> None:
         """End all of it now."""
-        self._signal(signal.SIGKILL)
+        alive = self._tree.alive()
+        self._tree.signal(signal.SIGKILL, alive)
+        self._killed.update((process.pid, process) for process in alive)
 
-    def _signal(self, number: signal.Signals) -> bool:
-        try:
-            os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+    def report(self) -> None:
+        """Tell what did not end by itself."""
+        if self._left:
+            count = len(self._left)
+            what, were = ("process", "was") if count == 1 else ("processes", "were")
+            self._owner.notice(f"{count} {what} outlived the command and {were} ended: {names(self._left.values())}")
+        elif self._killed:
+            self._owner.log("[did not stop when told to, and killed: %s]", names(self._killed.values()))
 
 
 class _Output:
@@ -243,29 +273,38 @@ def _pump(
         for pipe, output in ((process.stdout, stdout), (process.stderr, stderr)):
             if pipe is not None:
                 selector.register(pipe, selectors.EVENT_READ, (pipe, output))
-        while selector.get_map():
-            for key, _ in selector.select(_POLL):
+        while True:
+            for key, _ in selector.select(_POLL if process.returncode is None and selector.get_map() else 0.0):
                 if not _read(*key.data):
                     selector.unregister(key.fileobj)
             stdout.tick()
             stderr.tick()
             group.check()
-            if process.poll() is None:
+            if not _ended(process, wait=not selector.get_map()):
                 continue
-            if not give_up:
-                group.clean()
+            if not group.settle():
+                time.sleep(_SETTLE_POLL)
+            elif not selector.get_map():
+                break
+            elif not give_up:
                 give_up = time.monotonic() + _LINGER
             elif time.monotonic() > give_up:
+                owner.log("[somebody still holds its output open; what comes from now on is lost]")
                 break
-    while process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL)
-        group.check()
-    if not give_up:
-        group.clean()
+            else:
+                time.sleep(_SETTLE_POLL)
+    group.report()
     stdout.feed(b"", final=True)
     stderr.feed(b"", final=True)
     return stdout, stderr
+
+
+def _ended(process: "subprocess.Popen[bytes]", *, wait: bool) -> bool:
+    """Whether the command has ended; `wait`: a little, when there is nothing else to wait for."""
+    if wait:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+    return process.poll() is not None
 
 
 def _read(pipe: IO[bytes], output: _Output) -> bool:

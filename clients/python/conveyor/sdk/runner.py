@@ -123,6 +123,10 @@ class Runner:
         if job._forgotten:
             return
         del self.jobs[job.key]
+        if job._notices:
+            told = "; ".join(job._notices)
+            result.message = _text(f"{result.message} ({told})" if result.message else told)
+            result = self._within_limits(result)
         self._report(job, result)
 
     def _result(self, answer: Answer) -> DriverResult:
