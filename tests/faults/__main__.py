@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,13 @@ def main() -> int:
     bad = 0
     for settings in _rounds(given):
         directory = Path(tempfile.mkdtemp(prefix="faults-", dir=given.keep)) / "round"
-        outcome = play(settings, directory)
+        try:
+            outcome = play(settings, directory)
+        except Exception:  # noqa: BLE001 (the next round may go well)
+            bad += 1
+            print(f"seed {settings.seed} on {settings.layout.store} broke off: {directory}", flush=True)
+            traceback.print_exc()
+            continue
         print(summary(outcome), flush=True)
         if given.tally is not None:
             Tally(given.tally).add(outcome)

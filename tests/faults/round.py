@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from conveyor.sdk import Client
+from conveyor.sdk import ApiError, Client
 from conveyor.v1.run_pb2 import RunState
 from tests.faults import history
 from tests.faults.check import check
@@ -160,18 +160,28 @@ async def _collected(workload: Workload, cluster: Cluster) -> History:
     """Wait until everything has ended, and read what is stored."""
     seen = History([])
     async with Client(cluster.addresses, namespace=NAMESPACE) as client:
-        give_up = time.monotonic() + _BOUND
-        while time.monotonic() < give_up:
-            seen.unfinished = [run.id async for run in client.runs.list(states=_UNFINISHED)]
-            if not seen.unfinished:
-                break
-            await asyncio.sleep(0.1)
+        seen.unfinished = await _unfinished(client)
         for run in await stored(client):
             seen.runs[run.id] = run
-            seen.logs[run.id] = [line async for line in client.logs.read(run.id)]
+            seen.logs[run.id] = [line async for line in client.logs.read(run.id, give_up_after=_BOUND)]
         with contextlib.suppress(AssertionError):
             await until(lambda: _caught_up(workload, seen), "watchers to see the end", within=20)
     return seen
+
+
+async def _unfinished(client: Client) -> list[str]:
+    """What has not ended within the bound. Raises what the servers say when they do not even answer by then."""
+    give_up = time.monotonic() + _BOUND
+    while True:
+        over = time.monotonic() > give_up
+        try:
+            found = [run.id async for run in client.runs.list(states=_UNFINISHED)]
+            if not found or over:
+                return found
+        except ApiError:
+            if over:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def _caught_up(workload: Workload, seen: History) -> bool:
