@@ -128,9 +128,8 @@ class App:
         server.add_generic_rpc_handlers((self._late,))
         credentials = server_credentials(config)
         for address in config.listen:
-            host, _ = split_address(address)
-            if credentials is None and not is_loopback(host):
-                log.warning("insecure", address=address, hint="anybody who reaches this address controls Conveyor")
+            if credentials is None:
+                _warn_if_open(address)
             try:
                 port = (
                     server.add_secure_port(address, credentials)
@@ -154,11 +153,15 @@ class App:
         from conveyor.server.http import HttpServer
 
         try:
-            return HttpServer(self._config, self._late, self._interceptor)
+            server = HttpServer(self._config, self._late, self._interceptor)
         except OSError as error:
             raise StartupError(
                 f"cannot listen on {address} for HTTP: {error.strerror}; name another with --http-listen"
             ) from error
+        if self._config.tls_cert is None:
+            _warn_if_open(address)
+        log.info("listening", http=server.address)
+        return server
 
     def _listen_for_metrics(self) -> MetricsServer:
         address = self._config.metrics_listen
@@ -210,3 +213,9 @@ class App:
                 await asyncio.to_thread(self._metrics.close)
         if self._server is not None:
             log.info("stopped", replica=self.replica)
+
+
+def _warn_if_open(address: str) -> None:
+    host, _ = split_address(address)
+    if not is_loopback(host):
+        log.warning("insecure", address=address, hint="anybody who reaches this address controls Conveyor")
