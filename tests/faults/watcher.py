@@ -21,7 +21,7 @@ class RawWatcher:
 
     def __init__(self, name: str, addresses: str, namespace: str, recorder: Recorder) -> None:
         self.known: dict[str, str] = {}
-        """The last etag of each run."""
+        """The last etag of each run, since it last had to begin anew."""
         self._name = name
         self._recorder = recorder
         self._connection = Connection(addresses)
@@ -57,6 +57,7 @@ class RawWatcher:
 
     def _begin_anew(self) -> None:
         self._request.cursor = ""
+        self.known.clear()
         self._recorder.note("anew", watcher=self._name)
 
     def _take(self, message: WatchRunsResponse) -> None:
