@@ -16,6 +16,8 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
     "grpc_sqlite": lambda seconds: throughput.runs_per_s("sqlite", "grpc", seconds),
     "grpc_etcd": lambda seconds: throughput.runs_per_s("etcd", "grpc", seconds),
     "jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds),
+    "go": lambda seconds: throughput.runs_per_s("sqlite", "grpc", seconds, "go"),
+    "go_jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds, "go"),
     "step_cost": throughput.step_cost,
     "memory": throughput.memory,
 }

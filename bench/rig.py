@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from conveyor.v1 import (
 from conveyor.v1 import resource_definition_pb2 as definition_pb2
 from conveyor.v1 import resource_definition_service_pb2 as definition_service_pb2
 from conveyor.v1 import resource_definition_service_pb2_grpc as definition_service_grpc
+from tests.support import golang
 from tests.support.etcd import Etcd, find
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
@@ -57,13 +59,18 @@ def nats_url(process: ConveyorServer) -> str:
 
 
 @contextlib.contextmanager
-def drivers(process: ConveyorServer, names: Sequence[str], transport: str = "grpc") -> Iterator[None]:
+def drivers(
+    process: ConveyorServer, names: Sequence[str], transport: str = "grpc", language: str = "python"
+) -> Iterator[None]:
     """One process of the SDK for each driver, all with the same number of slots."""
     command = [sys.executable, "-m", "bench.driver"]
-    options = ["--address", process.address, "--transport", transport, "--slots", str(SLOTS)]
+    if language == "go":
+        command = [str(golang.build("./internal/benchdriver", race=False) / "benchdriver")]
+    settings = {"ADDRESS": process.address, "TRANSPORT": transport, "SLOTS": str(SLOTS)}
     if transport == "jetstream":
-        options += ["--nats", nats_url(process)]
-    started = [subprocess.Popen([*command, name, *options], stderr=subprocess.DEVNULL) for name in names]
+        settings["NATS"] = nats_url(process)
+    environment = {**os.environ, **{f"CONVEYOR_{name}": value for name, value in settings.items()}}
+    started = [subprocess.Popen([*command, name], env=environment, stderr=subprocess.DEVNULL) for name in names]
     try:
         yield
     finally:

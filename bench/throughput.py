@@ -13,6 +13,7 @@ from typing import Any
 from bench import floors, rig
 from bench.report import Figure
 from conveyor.v1 import pipeline_pb2
+from tests.support import golang
 
 CONCURRENCY = 96
 WARMUP_S = 3.0
@@ -26,15 +27,21 @@ def load(address: str, pipeline: str, *, concurrency: int, seconds: float = 0.0,
     return result
 
 
-def runs_per_s(store: str, transport: str, seconds: float) -> Iterator[Figure]:
-    """Three-step runs per second in a steady state."""
+def runs_per_s(store: str, transport: str, seconds: float, language: str = "python") -> Iterator[Figure]:
+    """Three-step runs per second in a steady state. `language` is that of the drivers."""
+    if language == "go" and golang.find() is None:
+        print("runs_per_s_go: SKIPPED, there is no Go that is new enough for clients/go", file=sys.stderr)
+        return
     with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder), store) as server:
         rig.apply(server.address, rig.three_steps())
-        with rig.drivers(server, ("a", "b", "c"), transport):
+        with rig.drivers(server, ("a", "b", "c"), transport, language):
             load(server.address, "three", concurrency=CONCURRENCY, runs=2 * CONCURRENCY)
             result = load(server.address, "three", concurrency=CONCURRENCY, seconds=seconds)
     rate = result["runs"] / result["seconds"]
-    if transport == "jetstream":
+    if language == "go":
+        name = "runs_per_s_go" if transport == "grpc" else f"runs_per_s_go_{transport}"
+        yield Figure.of(name, rate, "runs/s")
+    elif transport == "jetstream":
         yield Figure.of("runs_per_s_jetstream", rate, "runs/s", floors.jetstream_publishes_per_s())
     else:
         yield Figure.of(f"runs_per_s_grpc_{store}", rate, "runs/s", floors.commits_per_s(store) / 4)

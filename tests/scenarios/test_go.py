@@ -141,6 +141,28 @@ async def test_a_drain_that_takes_too_long_is_given_up(belt: Belt, go: Go, held:
     assert held.lines()[1:] == ["cancelled: the worker stops"]
 
 
+async def test_a_ticket_that_was_given_back_goes_to_another_worker(belt: Belt, go: Go, held: Held) -> None:
+    """It is the same attempt; its log goes on after the lines that are there."""
+    first = go.driver(belt, "work", *held.behaviour, transport="jetstream", DRAIN_TIMEOUT="100ms")
+    await belt.pipeline(step("a", "work"))
+    run = await belt.start()
+    await held.started()
+    await belt.until_step(run, "a", "RUNNING")
+    go.driver(belt, "work", *held.behaviour, transport="jetstream")
+    first.terminate()
+    assert await asyncio.to_thread(first.wait) == 1
+    held.release()
+    ended = await belt.ended(run)
+    assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 1)
+    lines = await belt.lines(run)
+    assert lines[0] == "holding"
+    assert lines[1:] == [
+        "[this attempt was given out again: the driver that had it went away]",
+        "holding",
+        "released",
+    ]
+
+
 @both_transports
 async def test_a_broadcast_goes_to_who_names_the_definition(belt: Belt, go: Go, transport: str) -> None:
     await belt.pipeline(step("a", "none"))
@@ -155,11 +177,13 @@ async def test_a_broadcast_goes_to_who_names_the_definition(belt: Belt, go: Go, 
 
 
 async def test_addresses_that_do_not_answer_are_passed_over(belt: Belt, go: Go) -> None:
+    """And nobody asks a proxy for an address of this machine."""
     addresses = f"127.0.0.1:1, {belt.address}"
-    go.driver(belt, "work", "ok", CONVEYOR_ADDRESS=addresses)
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:1")
+    go.driver(belt, "work", "ok", CONVEYOR_ADDRESS=addresses, **proxies)
     await belt.pipeline(step("a", "work"))
     run = await belt.start()
-    client = go.client(belt, "wait", run.id, CONVEYOR_ADDRESS=addresses)
+    client = go.client(belt, "wait", run.id, CONVEYOR_ADDRESS=addresses, **proxies)
     assert await asyncio.to_thread(client.wait) == 0
     assert client.output == [f"{run.id} SUCCEEDED"]
 

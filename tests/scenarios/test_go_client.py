@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from pathlib import Path
 
-from tests.support.belt import Belt, state, step
+import pytest
+
+from tests.support.belt import Belt, Site, state, step
+from tests.support.certificates import Authority
 from tests.support.golang import MODULE, ROOT, Go, Held, build, compiler, environment
+from tests.support.nats import NatsServer
+from tests.support.server import ConveyorServer
 
 UNKNOWN = "01a00000-0000-7000-8000-000000000000"
 
@@ -53,6 +59,34 @@ async def test_waiting_ends_with_the_run_or_with_its_context(belt: Belt, go: Go,
     code, output = await finished(go, belt, "cancel", run.id)
     assert output[1:3] == ["is: FailedPrecondition", "reason: RUN_FINISHED"]
     assert state(await belt.ended(run)) == "CANCELLED"
+
+
+async def test_mutual_tls(tmp_path: Path, go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = await asyncio.to_thread(Authority, tmp_path / "pki")
+    cert, key = await asyncio.to_thread(authority.issue, "server", "DNS:localhost", "IP:127.0.0.1")
+    mine = dict(
+        zip(("CONVEYOR_TLS_CERT", "CONVEYOR_TLS_KEY"), await asyncio.to_thread(authority.issue, "me"), strict=True)
+    )
+    ca = {"CONVEYOR_TLS_CA": authority.certificate}
+    for name, value in {**ca, **mine}.items():
+        monkeypatch.setenv(name, str(value))
+    arguments = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", authority.certificate]
+    server = ConveyorServer(tmp_path / "server", list(map(str, arguments)))
+    await asyncio.to_thread(server.start)
+    try:
+        site = Site(server, NatsServer(tmp_path / "unused"))
+        async with await asyncio.to_thread(Belt, site, tmp_path) as belt:
+            go.driver(belt, "work")
+            await belt.pipeline(step("a", "work"))
+            run = await belt.start()
+            assert await finished(go, belt, "wait", run.id) == (0, [f"{run.id} SUCCEEDED"])
+            code, output = await finished(go, belt, "get", run.id, CONVEYOR_TLS_CERT="", CONVEYOR_TLS_KEY="")
+            assert (code, output[1]) == (1, "is: Unavailable")
+            plain = dict.fromkeys(("CONVEYOR_TLS_CA", *mine), "")
+            code, output = await finished(go, belt, "get", run.id, **plain)
+            assert "does it want TLS (CONVEYOR_TLS_CA)" in output[0]
+    finally:
+        await asyncio.to_thread(server.kill)
 
 
 async def test_the_modules_own_tests_and_examples_pass(belt: Belt) -> None:

@@ -53,7 +53,7 @@ async def test_a_worker_keeps_what_it_holds_when_the_server_is_killed(
     assert states(ended) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
     assert [each.attempt for each in ended.steps] == [1, 1]
     assert held.lines() == ["started 1"]
-    assert await belt.lines(run, step="a") == ["released"]
+    assert await belt.lines(run, step="a") == ["holding", "released"]
 
 
 async def test_a_worker_keeps_what_it_holds_when_the_broker_is_killed(belt: Belt, go: Go, held: Held) -> None:
@@ -69,7 +69,7 @@ async def test_a_worker_keeps_what_it_holds_when_the_broker_is_killed(belt: Belt
     ended = await belt.ended(run)
     assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 1)
     assert held.lines() == ["started 1"]
-    assert await belt.lines(run) == ["released"]
+    assert await belt.lines(run) == ["holding", "released"]
     # It still takes work.
     assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
 
@@ -96,7 +96,7 @@ async def test_a_watch_goes_on_after_the_server_was_killed(belt: Belt, go: Go, h
     seen = [change for line in watch.output for change in line.split()[2:]]
     wanted = ["a=RUNNING", "a=SUCCEEDED", "b=SUCCEEDED"]
     assert [change for change in seen if change in wanted] == wanted
-    assert logs.output == ["released"]
+    assert logs.output == ["holding", "released"]
     await until(lambda: any(line.startswith(f"{run.id} SUCCEEDED") for line in watch_all.output))
     watch_all.terminate()
     assert await asyncio.to_thread(watch_all.wait) == 1

@@ -99,6 +99,7 @@ func hold(ctx context.Context, job *driver.Job) (driver.Result, error) {
 	if err := note(arguments[0], fmt.Sprintf("started %d", job.Attempt())); err != nil {
 		return driver.Result{}, err
 	}
+	job.Logf("holding")
 	for {
 		select {
 		case <-ctx.Done():
