@@ -4,15 +4,16 @@ import asyncio
 import os
 import re
 import shlex
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from conveyor.sdk import JobCancelled, JobFailed, ProcessFailed
+from conveyor.sdk import JobCancelled, JobFailed, ProcessFailed, process_tree
 from conveyor.sdk.process import run_process, start_process
-from conveyor.sdk.process_tree import VARIABLE, Mark, Process, names
+from conveyor.sdk.process_tree import VARIABLE, Mark, Process, ProcessTree, names
 from conveyor.v1.log_pb2 import LogStream
 
 OUT, ERR = LogStream.LOG_STREAM_STDOUT, LogStream.LOG_STREAM_STDERR
@@ -226,6 +227,27 @@ def test_what_outlives_the_command_is_ended_and_told_wherever_it_went(how):
     assert done.returncode == 0
     assert owner.told == [f"1 process outlived the command and was ended: sleep ({pid})"]
     assert gone(pid)
+
+
+@with_proc
+@pytest.mark.parametrize("last", ["before", "after"])
+def test_process_ids_that_begin_anew_hide_nobody(monkeypatch, tmp_path, last):
+    """As the system gave out its last id, and then the first ones again, since the command began; or not."""
+    loadavg = tmp_path / "loadavg"
+    child = subprocess.Popen(["sleep", "600"], env=(mark := Mark()).environment(None))
+    try:
+        leader = {"before": child.pid + 1, "after": child.pid - 1}[last]
+        loadavg.write_text(f"0.5 0.5 0.5 1/200 {child.pid}\n")
+        monkeypatch.setattr(process_tree, "_LAST", loadavg)
+        assert [str(found) for found in ProcessTree(mark, leader).alive()] == [f"sleep ({child.pid})"]
+        loadavg.write_text(f"0.5 0.5 0.5 1/200 {leader}\n")
+        tree = ProcessTree(mark, leader)
+        assert tree.alive() == []
+        monkeypatch.setattr(process_tree, "_SHORT", -1.0)
+        assert len(tree.alive()) == 1, "after a while ids may have gone round, and all are looked at"
+    finally:
+        child.kill()
+        child.wait()
 
 
 @with_proc

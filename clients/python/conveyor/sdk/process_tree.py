@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ VARIABLE = "CONVEYOR_SUBPROCESS"
 
 _PROC = Path("/proc")
 _OWN_ENVIRON = Path("/proc/self/environ")
+_LAST = Path("/proc/loadavg")
+"""Its last word is the id of the youngest process."""
+
+_SHORT = 5.0
 _NAMED = 10
 
 
@@ -55,13 +60,24 @@ class ProcessTree:
     def __init__(self, mark: Mark, leader: int) -> None:
         self._mark = mark
         self._leader = leader
+        self._start = time.monotonic()
 
     def alive(self) -> list[Process]:
         """Those that live, the command itself included. Without /proc only whether there are any in its group."""
         if not _OWN_ENVIRON.exists():
             return [Process(self._leader, "", in_group=True)] if self._group(0) else []
+        return [process for pid in self._candidates() if (process := self._member(pid)) is not None]
+
+    def _candidates(self) -> list[int]:
+        """The processes to look at. To look at all takes long beside a short command, when there are thousands.
+
+        Ids are given out in a circle: within a short time, those of the command's descendants follow its own.
+        """
         pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
-        return [process for pid in pids if (process := self._member(pid)) is not None]
+        if time.monotonic() - self._start > _SHORT:
+            return pids
+        first, last = self._leader, int(_LAST.read_text().rpartition(" ")[2])
+        return [pid for pid in pids if (first <= pid <= last if first <= last else pid >= first or pid <= last)]
 
     def _member(self, pid: int) -> Process | None:
         try:
