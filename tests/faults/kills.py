@@ -98,9 +98,9 @@ class Leave:
         """See Fault."""
         process = rng.choice(processes(cluster, self.component))
         async with cluster.held(process):
-            await asyncio.to_thread(process.stop)
+            code = await asyncio.to_thread(process.stop)
             await cluster.restart(process)
-        return f"restarted {cluster.name_of(process)}"
+        return f"restarted {cluster.name_of(process)}" + (f" after exit code {code}" if code else "")
 
 
 FAILPOINTS = (
