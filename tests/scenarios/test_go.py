@@ -124,10 +124,10 @@ async def test_sigterm_drains(belt: Belt, go: Go, held: Held, transport: str) ->
         await until(draining)
         second = await belt.start()
         await belt.until_step(second, "a", "QUEUED", reason="NO_WORKER")
-    held.release()
+    await held.release()
     assert state(await belt.ended(first)) == "SUCCEEDED"
     assert await asyncio.to_thread(worker.wait) == 0
-    assert held.lines() == ["started 1"]
+    assert held.lines() == ["started 1", "released"]
 
 
 async def test_a_drain_that_takes_too_long_is_given_up(belt: Belt, go: Go, held: Held) -> None:
@@ -151,7 +151,7 @@ async def test_a_ticket_that_was_given_back_goes_to_another_worker(belt: Belt, g
     go.driver(belt, "work", *held.behaviour, transport="jetstream")
     first.terminate()
     assert await asyncio.to_thread(first.wait) == 1
-    held.release()
+    await held.release()
     ended = await belt.ended(run)
     assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 1)
     lines = await belt.lines(run)

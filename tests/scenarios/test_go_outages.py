@@ -33,7 +33,7 @@ async def belt(own_site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
 
 
 @pytest.mark.parametrize("transport", ["grpc", "jetstream"])
-@pytest.mark.parametrize("released", ["while the server is away", "when it is back"])
+@pytest.mark.parametrize("released", ["as the server dies", "while it is away", "when it is back"])
 async def test_a_worker_keeps_what_it_holds_when_the_server_is_killed(
     belt: Belt, go: Go, held: Held, transport: str, released: str
 ) -> None:
@@ -44,15 +44,19 @@ async def test_a_worker_keeps_what_it_holds_when_the_server_is_killed(
     await held.started()
     await belt.until_step(run, "a", "RUNNING")
     server = belt.site.server
+    if released == "as the server dies":
+        # What is sent to it now is lost.
+        server.freeze()
+        await held.release()
     await asyncio.to_thread(server.kill)
-    if released == "while the server is away":
-        held.release()
+    if released == "while it is away":
+        await held.release()
     await asyncio.to_thread(server.start)
-    held.release()
+    await held.release()
     ended = await belt.ended(run)
     assert states(ended) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
     assert [each.attempt for each in ended.steps] == [1, 1]
-    assert held.lines() == ["started 1"]
+    assert held.lines() == ["started 1", "released"]
     assert await belt.lines(run, step="a") == ["holding", "released"]
 
 
@@ -64,11 +68,11 @@ async def test_a_worker_keeps_what_it_holds_when_the_broker_is_killed(belt: Belt
     await belt.until_step(run, "a", "RUNNING")
     nats = belt.site.nats
     await asyncio.to_thread(nats.kill)
-    held.release()
+    await held.release()
     await asyncio.to_thread(nats.start)
     ended = await belt.ended(run)
     assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 1)
-    assert held.lines() == ["started 1"]
+    assert held.lines() == ["started 1", "released"]
     assert await belt.lines(run) == ["holding", "released"]
     # It still takes work.
     assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
@@ -89,7 +93,7 @@ async def test_a_watch_goes_on_after_the_server_was_killed(belt: Belt, go: Go, h
     for _ in range(2):
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
-    held.release()
+    await held.release()
     for process in (watch, wait, logs):
         assert await asyncio.to_thread(process.wait) == 0, process.log
     assert watch.output[-1].startswith(f"{run.id} SUCCEEDED")

@@ -137,13 +137,14 @@ class Held:
         self.behaviour = ("hold", self._notes, self._release)
 
     def lines(self) -> list[str]:
-        """What it noted."""
+        """What it noted: `started ATTEMPT`, `released`, or `cancelled: WHY`."""
         return self._notes.read_text().splitlines() if self._notes.exists() else []
 
     async def started(self) -> None:
         """Wait until it has begun."""
         await until(self.lines, "the driver to begin")
 
-    def release(self) -> None:
-        """Let it succeed."""
+    async def release(self) -> None:
+        """Let it succeed, and wait until it knows."""
         self._release.touch()
+        await until(lambda: "released" in self.lines(), "the driver to go on")

@@ -1,9 +1,9 @@
-// Package client asks a Conveyor installation for everything that its users can: definitions, pipelines, resources, runs
-// and their logs.
+// Package client asks a Conveyor installation for everything that its users can: definitions, pipelines, resources,
+// runs and their logs.
 //
-// Methods take the request messages of conveyor/v1, so that every field can be set; an empty namespace becomes that of the
-// client, an empty request id a new one. They return the object, or the whole answer where it says more. Failures are of
-// type [conveyor.Error], which works with [errors.Is] and [errors.As].
+// Methods take the request messages of conveyor/v1, so that every field can be set; an empty namespace becomes that of
+// the client, an empty request id a new one. They return the object, or the whole answer where it says more. Failures
+// are of type [conveyor.Error], which works with [errors.Is] and [errors.As].
 //
 // Calls that only read or that carry a request id are repeated for some seconds while no server answers. Lists and
 // watches are iterators: they page, and go on by themselves after a lost connection, without gaps.

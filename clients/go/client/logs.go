@@ -10,8 +10,8 @@ import (
 	"github.com/conveyor-ci/conveyor/clients/go/internal/link"
 )
 
-// ReadLogs yields the lines of a run in the order in which they were stored. With Follow, new ones come until the run has
-// ended.
+// ReadLogs yields the lines of a run in the order in which they were stored. With Follow, new ones come until the run
+// has ended.
 //
 // It goes on by itself after the connection was lost, without loss and without repetition. A line's Cursor is where a
 // later call goes on.

@@ -52,7 +52,8 @@ func (c *Client) ApplyResourceDefinition(
 func (c *Client) ListResourceDefinitions(
 	ctx context.Context, request *conveyorv1.ListResourceDefinitionsRequest, opts ...grpc.CallOption,
 ) iter.Seq2[*conveyorv1.ResourceDefinition, error] {
-	return pages(ctx, c, c.definitions.ListResourceDefinitions, request, (*conveyorv1.ListResourceDefinitionsResponse).GetResourceDefinitions, opts)
+	items := (*conveyorv1.ListResourceDefinitionsResponse).GetResourceDefinitions
+	return pages(ctx, c, c.definitions.ListResourceDefinitions, request, items, opts)
 }
 
 // CreatePipeline creates a pipeline. [conveyor.ErrAlreadyExists] when there is one of that name.

@@ -57,7 +57,8 @@ func (c *Client) ListResources(
 func (c *Client) ListResourceGenerations(
 	ctx context.Context, request *conveyorv1.ListResourceGenerationsRequest, opts ...grpc.CallOption,
 ) iter.Seq2[*conveyorv1.Resource, error] {
-	return pages(ctx, c, c.resources.ListResourceGenerations, request, (*conveyorv1.ListResourceGenerationsResponse).GetResources, opts)
+	items := (*conveyorv1.ListResourceGenerationsResponse).GetResources
+	return pages(ctx, c, c.resources.ListResourceGenerations, request, items, opts)
 }
 
 // GetDriver returns a driver with its connected workers. [conveyor.ErrNotFound] when none of that name was ever seen.

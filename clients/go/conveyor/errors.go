@@ -10,8 +10,8 @@ import (
 	conveyorv1 "github.com/conveyor-ci/conveyor/clients/go/conveyor/v1"
 )
 
-// What [errors.Is] finds in an [Error], by the code of its status. An Error of your own that has only a Reason matches by
-// that:
+// What [errors.Is] finds in an [Error], by the code of its status. An Error of your own that has only a Reason matches
+// by that:
 //
 //	errors.Is(err, &conveyor.Error{Reason: conveyorv1.ErrorReason_ERROR_REASON_CYCLE})
 var (

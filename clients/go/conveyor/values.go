@@ -136,7 +136,8 @@ func exact(path, text string) (float64, error) {
 	return number, nil
 }
 
-// replacesText says whether encoding/json put a replacement for what is not Unicode: only then it writes that as an escape.
+// replacesText says whether encoding/json put a replacement for what is not Unicode: only then it writes that as an
+// escape.
 func replacesText(body []byte) bool {
 	for i := 0; i < len(body); i++ {
 		if body[i] != '\\' {

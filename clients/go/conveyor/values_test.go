@@ -42,7 +42,10 @@ func TestStructRefusesWhatWouldChange(t *testing.T) {
 		value any
 		want  string
 	}{
-		{map[string]any{"build": map[string]any{"ids": []any{1, int64(1)<<53 + 1}}}, "$.build.ids[1]: the integer 9007199254740993"},
+		{
+			map[string]any{"build": map[string]any{"ids": []any{1, int64(1)<<53 + 1}}},
+			"$.build.ids[1]: the integer 9007199254740993",
+		},
 		{map[string]any{"a b": uint64(math.MaxUint64)}, `$["a b"]: the integer 18446744073709551615`},
 		{map[string]any{"n": json.Number("1e999")}, "$.n: the number 1e999"},
 		{map[string]any{"n": math.NaN()}, "$: json: unsupported value: NaN"},

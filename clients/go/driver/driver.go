@@ -28,12 +28,12 @@ import (
 
 // Handler reconciles the resource of a job.
 //
-// What it returns is the attempt's result: success, or failure with the error's text; an error after ctx was cancelled is a
-// cancellation. The data of the result goes to later steps either way. A panic fails the attempt with its text, and the
-// driver lives on.
+// What it returns is the attempt's result: success, or failure with the error's text; an error after ctx was cancelled
+// is a cancellation. The data of the result goes to later steps either way. A panic fails the attempt with its text,
+// and the driver lives on.
 //
-// ctx is cancelled when the attempt should stop: its run was cancelled, it timed out, or the server has given it to somebody
-// else. [context.Cause] is then a [*Cancellation].
+// ctx is cancelled when the attempt should stop: its run was cancelled, it timed out, or the server has given it to
+// somebody else. [context.Cause] is then a [*Cancellation].
 type Handler func(ctx context.Context, job *Job) (Result, error)
 
 // Driver is a driver and one worker of it.
@@ -52,11 +52,11 @@ func New(name string, handler Handler, options ...Option) *Driver {
 	return d
 }
 
-// Run serves as a process does: until ctx is done, or SIGTERM or SIGINT comes. Then it takes no more work, ends what it has,
-// and returns nil when the server has all results. A second signal ends the process at once.
+// Run serves as a process does: until ctx is done, or SIGTERM or SIGINT comes. Then it takes no more work, ends what it
+// has, and returns nil when the server has all results. A second signal ends the process at once.
 //
-// It waits for a server as long as it takes. An error is a malformed setting, a server that refuses this worker, or work that
-// was given up at the end of [WithDrainTimeout].
+// It waits for a server as long as it takes. An error is a malformed setting, a server that refuses this worker, or
+// work that was given up at the end of [WithDrainTimeout].
 func (d *Driver) Run(ctx context.Context) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -35,7 +35,8 @@ type answered struct {
 	token string
 }
 
-// jetWorker takes part over NATS JetStream: tickets come from the driver's consumer, results and log lines are published.
+// jetWorker takes part over NATS JetStream: tickets come from the driver's consumer, results and log lines are
+// published.
 //
 // A ticket is acked after its result was stored by the broker; until then the broker is told that work goes on.
 type jetWorker struct {
@@ -74,7 +75,7 @@ func (w *jetWorker) run(ctx context.Context) error {
 	if err := w.connect(); err != nil {
 		return err
 	}
-	defer w.end(ctx)
+	defer w.end()
 	w.report = func(job *Job, result *conveyorv1.DriverResult) {
 		each, lines := w.tickets[job.key()], w.logs.written()
 		w.later(func() { w.answer(ctx, each, result, lines) })
@@ -238,7 +239,7 @@ func (w *jetWorker) untilFinished(ctx context.Context) {
 }
 
 // end gives tickets that were not answered back to the broker, for other workers.
-func (w *jetWorker) end(context.Context) {
+func (w *jetWorker) end() {
 	w.close()
 	w.mu.Lock()
 	left := w.tickets

@@ -74,8 +74,8 @@ func (j *Job) Attempt() int { return int(j.assignment.GetAttempt()) }
 // MaxAttempts returns how many attempts the step's retry policy allows.
 func (j *Job) MaxAttempts() int { return int(j.assignment.GetMaxAttempts()) }
 
-// Deadline returns when the attempt times out, by the server's clock; false when it does not. The server then cancels the
-// job's context.
+// Deadline returns when the attempt times out, by the server's clock; false when it does not. The server then cancels
+// the job's context.
 func (j *Job) Deadline() (time.Time, bool) {
 	if j.assignment.GetDeadline() == nil {
 		return time.Time{}, false

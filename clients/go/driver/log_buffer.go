@@ -22,8 +22,8 @@ const (
 // logBuffer has the lines of all jobs of a worker, until the server says that it has stored them.
 //
 // Memory is bounded: who writes into a full buffer waits until there is room. While the server takes lines but does not
-// store them, e.g. because its broker is away, jobs go on without logs: what does not fit is left out, and a line in its
-// place says so.
+// store them, e.g. because its broker is away, jobs go on without logs: what does not fit is left out, and a line in
+// its place says so.
 type logBuffer struct {
 	notify func()
 	bound  int

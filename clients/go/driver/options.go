@@ -47,8 +47,8 @@ type settings struct {
 // CONVEYOR_NAMESPACE, CONVEYOR_TLS_*, CONVEYOR_SLOTS, CONVEYOR_TRANSPORT and CONVEYOR_NATS.
 type Option func(*settings)
 
-// WithDefinitions names the definitions whose resources the driver wants: their steps, and broadcasts of them. Without it,
-// it takes steps for any definition, and no broadcasts.
+// WithDefinitions names the definitions whose resources the driver wants: their steps, and broadcasts of them. Without
+// it, it takes steps for any definition, and no broadcasts.
 func WithDefinitions(names ...string) Option {
 	return func(s *settings) { s.definitions = append(s.definitions, names...) }
 }
@@ -58,8 +58,8 @@ func WithSlots(slots int) Option {
 	return func(s *settings) { s.slots = slots }
 }
 
-// WithAddress says where the server is, as host:port. Several are servers of the same installation: when one is gone, the
-// next is taken.
+// WithAddress says where the server is, as host:port. Several are servers of the same installation: when one is gone,
+// the next is taken.
 func WithAddress(addresses ...string) Option {
 	return func(s *settings) { s.Addresses = append(s.Addresses, addresses...) }
 }

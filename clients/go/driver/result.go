@@ -16,8 +16,8 @@ import (
 type Result struct {
 	// Message is for people; of a failure the error's text is taken instead. Longer ones than 4 KiB are cut.
 	Message string
-	// Data goes to later steps: a map or struct that encoding/json writes as an object of at most 64 KiB; nil: none. Large
-	// outputs belong into a store of their own, with their address in here.
+	// Data goes to later steps: a map or struct that encoding/json writes as an object of at most 64 KiB; nil: none.
+	// Large outputs belong into a store of their own, with their address in here.
 	Data any
 }
 
@@ -28,8 +28,8 @@ type permanent struct{ error }
 
 func (p permanent) Unwrap() error { return p.error }
 
-// Permanent marks an error after which another attempt makes no sense: the step ends, whatever its retry policy. It returns
-// nil for nil.
+// Permanent marks an error after which another attempt makes no sense: the step ends, whatever its retry policy. It
+// returns nil for nil.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
@@ -78,7 +78,8 @@ func failed(message string, retryable *bool) *conveyorv1.DriverResult {
 	}
 }
 
-// withinLimits cuts what may be cut. Data above its limit is for the server to refuse, but a message must carry it there.
+// withinLimits cuts what may be cut. Data above its limit is for the server to refuse, but a message must carry it
+// there.
 func withinLimits(result *conveyorv1.DriverResult, limits *conveyorv1.Limits) *conveyorv1.DriverResult {
 	result.Message = cut(result.GetMessage(), int(limits.GetResultMessageBytes()))
 	size := proto.Size(result)

@@ -64,7 +64,8 @@ type Receiver[M any] interface {
 // Resumed yields what a stream sends, until it ends with OK.
 //
 // open opens the stream behind the last message that was seen. It is called again, with growing waits, when the
-// connection breaks, and when nothing came for a time of silence (0: however long). An error is the last that is yielded.
+// connection breaks, and when nothing came for a time of silence (0: however long). An error is the last that is
+// yielded.
 func Resumed[M any, R Receiver[M]](
 	ctx context.Context, link *Link, silence, limit time.Duration, open func(context.Context) (R, error),
 ) iter.Seq2[*M, error] {

@@ -108,6 +108,9 @@ func hold(ctx context.Context, job *driver.Job) (driver.Result, error) {
 		}
 		if _, err := os.Stat(arguments[1]); err == nil {
 			job.Logf("released")
+			if err := note(arguments[0], "released"); err != nil {
+				return driver.Result{}, err
+			}
 			return driver.Result{Data: map[string]any{"attempt": job.Attempt()}}, nil
 		}
 	}

@@ -51,7 +51,9 @@ func TestATicketIsWork(t *testing.T) {
 }
 
 func TestWhatCannotBeReadIsSaid(t *testing.T) {
-	for _, text := range []string{"", "[]", "{}", `{"run_id": "r"}`, `{"run_id": "r", "payload": "no"}`, `{"payload": "{}"}`} {
+	for _, text := range []string{
+		"", "[]", "{}", `{"run_id": "r"}`, `{"run_id": "r", "payload": "no"}`, `{"payload": "{}"}`,
+	} {
 		if _, err := DecodeTicket([]byte(text), "default", "d"); err == nil {
 			t.Errorf("%q is a ticket", text)
 		}
