@@ -26,6 +26,7 @@ _CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
     errors.Unfit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Away: grpc.StatusCode.UNAVAILABLE,
     errors.StoreExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyWaitingRuns: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 

@@ -99,10 +99,10 @@ class Drivers(Protocol):
 
 
 class Waits(Protocol):
-    """Knows what steps wait for."""
+    """Knows what runs and steps wait for."""
 
-    async def explain(self, run: StoredRun, steps: Sequence[run_pb2.StepRun]) -> None:
-        """Add to each step of the run that waits what for. Raises the store's errors."""
+    async def explain(self, run: StoredRun, shown: run_pb2.Run) -> None:
+        """Add to the full view of a run, and to each of its steps, what it waits for. Raises the store's errors."""
         ...
 
 

@@ -64,7 +64,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
             return pb.GetRunResponse(run=basic_run(*await self._runs.head(namespace, request.id)))
         stored = await self._runs.load(namespace, request.id)
         run = full_run(stored.head, stored.revision, stored.spec, stored.state.steps)
-        await self._waits.explain(stored, run.steps)
+        await self._waits.explain(stored, run)
         if run.ByteSize() > limits.MESSAGE_BYTES - _SPARE_BYTES:
             # What steps came to matters more than what they wait for.
             for step in run.steps:

@@ -16,9 +16,7 @@ from conveyor.core import limits
 from conveyor.core.graph_check import check_graph
 from conveyor.v1 import (
     driver_service_pb2,
-    errors_pb2,
     log_service_pb2,
-    pipeline_pb2,
     pipeline_service_pb2,
     resource_definition_service_pb2,
     resource_service_pb2,
@@ -105,12 +103,6 @@ def _pipeline_size(problems: Problems, path: str, pipeline: Any, _: str) -> None
         problems.too_large(path, f"takes {size} bytes with its context; at most {limits.PIPELINE_BYTES}")
 
 
-def _concurrency(problems: Problems, path: str, pipeline: Any, key: str) -> None:
-    if pipeline.concurrency.policy in (pipeline_pb2.CONCURRENCY_POLICY_QUEUE, pipeline_pb2.CONCURRENCY_POLICY_REPLACE):
-        text = "this server runs all runs side by side"
-        problems.add(f"{path}.policy", text, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD)
-
-
 def _needs(key: str, other: str) -> Check:
     """A field that means something only together with another one."""
 
@@ -165,7 +157,6 @@ _PIPELINE: Rules = (
     ("context", checks.struct(None)),
     ("timeout", checks.duration(SECOND, 366 * DAY)),
     ("finally_timeout", checks.duration(SECOND, 366 * DAY)),
-    ("concurrency", _concurrency),
     ("params", checks.unsupported),
 )
 _DEFINITION: Rules = (

@@ -15,6 +15,8 @@ def end_in_time(draft: Draft) -> None:
     head = draft.head
     if head.state == run_pb2.RUN_STATE_CANCELLING or not draft.open_main or head.deadline > draft.now:
         return
+    if not head.deadline:
+        return  # It has not started.
     message = f"the run took longer than {draft.plan.timeout / SECOND:g} s"
     draft.begin_cancelling(run_pb2.RUN_STATE_FAILED, run_pb2.RUN_REASON_TIMED_OUT, message, TIMEOUT_GRACE)
 

@@ -243,6 +243,12 @@ class StoreExhausted(DomainError):
     reason = errors_pb2.ERROR_REASON_STORE_EXHAUSTED
 
 
+class TooManyWaitingRuns(DomainError):
+    """Too many runs of the resource wait for their turn on the pipeline."""
+
+    reason = errors_pb2.ERROR_REASON_TOO_MANY_WAITING_RUNS
+
+
 class InternalError(DomainError):
     """The server made a mistake."""
 

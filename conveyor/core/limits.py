@@ -45,5 +45,8 @@ LOG_LINE_BYTES = 256 << 10
 ATTEMPTS = 100
 """What a retry policy may allow."""
 
+WAITING_RUNS = 1000
+"""Runs of one resource that wait for their turn on one pipeline."""
+
 GENERATIONS = 64
 """How many generations of an object are kept; so many that a delete takes them all along in one commit."""

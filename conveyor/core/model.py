@@ -85,6 +85,19 @@ def new_run(plan: Plan, head: storage_pb2.RunHead, inherited: Iterable[storage_p
     return RunState.of(plan, head, kept)
 
 
+def keep_waiting(state: RunState) -> None:
+    """Have a run that is not stored yet wait for older ones; its timeout counts from its start."""
+    head = state.head
+    head.deadline = 0
+    head.reason = run_pb2.RUN_REASON_WAITING_FOR_RUN
+    head.message = f"older runs of {head.definition} {head.resource} on pipeline {head.pipeline} go first"
+
+
+def waits_for_runs(head: storage_pb2.RunHead) -> bool:
+    """Whether the run has not started because older ones go first."""
+    return head.state == run_pb2.RUN_STATE_PENDING and head.reason == run_pb2.RUN_REASON_WAITING_FOR_RUN
+
+
 _DECIDED_BY_NEEDS = frozenset(
     {
         run_pb2.STEP_REASON_NEED_FAILED,
@@ -135,7 +148,9 @@ def _inherited(record: storage_pb2.StepRecord) -> storage_pb2.StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunCreated:
-    """The run is stored and may start."""
+    """The run is stored and may start; one that waits for older runs only if it is its `turn`."""
+
+    turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

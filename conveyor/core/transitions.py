@@ -26,6 +26,7 @@ from conveyor.core.model import (
     TicketWithdrawn,
     Waiting,
     WorkerLost,
+    waits_for_runs,
 )
 from conveyor.core.results import on_result
 from conveyor.core.rules import may_start
@@ -50,10 +51,11 @@ def apply(state: RunState, event: Event, now: int, jitter: float = 0.5) -> Decis
 
 
 def _on_created(state: RunState, event: RunCreated, now: int, jitter: float) -> Decision:
-    if state.head.state != run_pb2.RUN_STATE_PENDING:
+    if state.head.state != run_pb2.RUN_STATE_PENDING or (waits_for_runs(state.head) and not event.turn):
         return Decision(state)
     draft = Draft(state, now, jitter)
     head = draft.head
+    head.deadline = head.deadline or now + state.plan.timeout
     head.state = run_pb2.RUN_STATE_RUNNING
     head.reason = run_pb2.RUN_REASON_UNSPECIFIED
     head.message = ""
@@ -88,10 +90,12 @@ def _on_cancel(state: RunState, event: CancelRequested, now: int, jitter: float)
         return Decision(state)
     draft = Draft(state, now, jitter, thorough=True)
     head = draft.head
+    # One that waits for older runs has nothing to clean up, and its finally steps must not run beside theirs.
+    force = event.force or waits_for_runs(state.head)
     if head.state != run_pb2.RUN_STATE_CANCELLING:
         draft.begin_cancelling(run_pb2.RUN_STATE_CANCELLED, event.reason, event.message, event.grace)
         head.cancel_message = event.message
-    if event.force:
+    if force:
         # In the past: so whoever goes on from here, after however many commits, waits for nobody either.
         head.cancel_deadline = OVERDUE
         head.finally_deadline = OVERDUE
@@ -300,7 +304,9 @@ def next_timer(state: RunState) -> int:
     counting = state.steps[plan.main :] if cancelling else state.steps
     times = [record.next_time for record in counting if record is not None and record.next_time]
     if state.open_main:
-        times.append(head.cancel_deadline if cancelling else head.deadline)
+        deadline = head.cancel_deadline if cancelling else head.deadline
+        if deadline:
+            times.append(deadline)
     elif head.finally_deadline:
         times.append(head.finally_deadline)
     return min(times, default=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from google.protobuf.struct_pb2 import Struct
 
-from conveyor.core.model import Decision, RunCreated
+from conveyor.core.model import Decision, RunCreated, keep_waiting
 from conveyor.core.transitions import apply
 from conveyor.engine.dispatch import Dispatch
 from conveyor.engine.loop import Engine
@@ -52,11 +52,12 @@ class Launcher:
         params: Struct | None = None,
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
+        waits: bool = False,
     ) -> PreparedRun:
         """A new run with its first steps claimed for free workers; `launched` or `abandoned` must follow.
 
         `labels` are all labels of the run, those of the resource included. Without a pipeline the resource goes to
-        every driver that listens to its definition.
+        every driver that listens to its definition. One that `waits` for older runs claims nothing yet.
         """
         engine = self._engine
         now = engine.now()
@@ -71,7 +72,11 @@ class Launcher:
             parent=parent,
             inherited=inherited,
         )
-        decision, dispatch = engine.dispatcher.dispatch(run, apply(run.state, RunCreated(), now), now)
+        if waits:
+            keep_waiting(run.state)
+            decision, dispatch = Decision(run.state, dirty=True), Dispatch()
+        else:
+            decision, dispatch = engine.dispatcher.dispatch(run, apply(run.state, RunCreated(), now), now)
         new = engine.runs.creation(run, decision)
         return PreparedRun(run.head.id, new.puts, new.guards, new.run, decision, dispatch)
 

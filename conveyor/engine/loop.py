@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Continue, Decision, Event, Tick
+from conveyor.core.model import Continue, Decision, Event, Tick, waits_for_runs
 from conveyor.core.transitions import apply, next_timer
 from conveyor.engine import repair
 from conveyor.engine.clock import Now
 from conveyor.engine.dispatch import Dispatch, Dispatcher, Send
 from conveyor.engine.handover import Handover, cancellation
+from conveyor.engine.lanes import LaneKeeper
 from conveyor.engine.metrics import EngineMetrics
 from conveyor.engine.own import OwnRevisions
 from conveyor.engine.sessions_view import SessionsView
@@ -72,6 +73,7 @@ class Engine(Handover):
         self.metrics = metrics or EngineMetrics()
         self.unattached: dict[str, dict[str, Held]] = {}  # by session, then token: known before their worker is back
         self.own_revisions = OwnRevisions()
+        self.lanes = LaneKeeper(self, runs.lanes)
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._weight = 0
 
@@ -127,15 +129,18 @@ class Engine(Handover):
                     decision, dispatch = self.dispatcher.dispatch(run, decision, now)
                     if claimed is not None:
                         dispatch.sends.append(claimed)
+                    lane = await self.lanes.leave(run, decision)
                     failpoint("engine.before_commit")
                     try:
-                        run = await self.runs.commit(run, decision)
+                        run = await self.runs.commit(run, decision, lane)
                     except Uncertain:
                         run = await self._look_for(run, decision, patient=patient)
                     entry.run = run
                     failpoint("engine.after_commit")
                     current = True
                     self._follow(key, run, decision, dispatch)
+                    if lane is not None:
+                        self.lanes.look_soon(run.head)
                 elif not current and not await self.runs.is_current(run):
                     # What doesn't fit what is in hand may fit what another replica has stored since.
                     entry.run = None
@@ -245,6 +250,8 @@ class Engine(Handover):
         self._follow(key, run, decision, dispatch)
         self._drop_if_done(key, entry)
         self.metrics.run_created(run.head)
+        if waits_for_runs(run.head):
+            self.lanes.look_soon(run.head)
         if decision.more:
             self.spawn(self.handle(*key, decision.rest or Continue()))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from conveyor.core.model import Continue, NotReceived, RunCreated, WorkerLost
+from conveyor.core.model import Continue, NotReceived, RunCreated, WorkerLost, waits_for_runs
 from conveyor.core.transitions import apply
 from conveyor.engine.workers import Held
 from conveyor.state.runs import StoredRun
@@ -33,7 +33,9 @@ def resume(engine: Engine, run: StoredRun) -> None:
     head = run.head
     key = (head.namespace, head.id)
     engine.set_timer(key, run)
-    if head.state == run_pb2.RUN_STATE_PENDING:
+    if waits_for_runs(head):
+        engine.lanes.look_soon(head)
+    elif head.state == run_pb2.RUN_STATE_PENDING:
         engine.spawn(engine.handle(*key, RunCreated()))
     elif apply(run.state, Continue(), engine.now()).dirty:
         # A commit had no room for all that follows, and the next one never came; or something is due.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conveyor.core.model import TERMINAL_STEP
+from conveyor.core.model import TERMINAL_STEP, waits_for_runs
 from conveyor.engine.loop import Engine
+from conveyor.state.lanes import lane_key
 from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
 from conveyor.state.views import seen_workers, timestamp
@@ -22,11 +23,14 @@ class Waits:
         self._engine = engine
         self._sessions = sessions
 
-    async def explain(self, run: StoredRun, steps: Sequence[run_pb2.StepRun]) -> None:
-        """Add to each step of the run that waits what for; `steps` are in snapshot order.
-
-        Raises the store's errors.
-        """
+    async def explain(self, run: StoredRun, shown: run_pb2.Run) -> None:
+        """Add to the full view of a run, and to each of its steps, what it waits for. Raises the store's errors."""
+        steps = shown.steps
+        if waits_for_runs(run.head):
+            lane = await self._engine.runs.lanes.read(lane_key(run.head))
+            ahead = lane.position(run.head.id)
+            if ahead > 0:
+                shown.wait.CopyFrom(run_pb2.RunWait(run=lane.entries[0].run, ahead=ahead))
         queued: dict[str, list[int]] = {}
         for index, step in enumerate(steps):
             record = run.state.steps[index]

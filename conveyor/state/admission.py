@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from conveyor.core import errors, limits
+from conveyor.core.model import TERMINAL_RUN
 from conveyor.state import keys, views
+from conveyor.state.lanes import Lane, Lanes, has_lane
 from conveyor.state.launcher import Launcher, PreparedRun
 from conveyor.state.lookup import Lookup
 from conveyor.state.schemas import Schemas
 from conveyor.storage.v1 import storage_pb2
-from conveyor.store.port import Guard
+from conveyor.store.port import Guard, Put
 from conveyor.v1 import pipeline_pb2, resource_pb2, run_pb2
 
 
@@ -22,20 +24,23 @@ class Admitted:
 
     prepared: PreparedRun
     guards: list[Guard]
+    puts: list[Put]
 
 
 class Admission:
     """Checks resources against their definitions and pipelines."""
 
-    def __init__(self, lookup: Lookup, launcher: Launcher[Any]) -> None:
+    def __init__(self, lookup: Lookup, lanes: Lanes, launcher: Launcher[Any]) -> None:
         self._lookup = lookup
+        self._lanes = lanes
         self._launcher = launcher
         self.schemas = Schemas()
 
     async def change(self, resource: resource_pb2.Resource, *, fresh: bool) -> Admitted:
         """The run for a changed resource.
 
-        Raises errors.UnknownDefinition, errors.SchemaViolation, errors.UnknownPipeline, errors.DefinitionMismatch.
+        Raises errors.UnknownDefinition, errors.SchemaViolation, errors.UnknownPipeline, errors.DefinitionMismatch,
+        errors.TooManyWaitingRuns.
         """
         definition = await self._lookup.definition(resource.namespace, resource.definition, fresh=fresh)
         if definition is None:
@@ -55,7 +60,7 @@ class Admission:
     ) -> Admitted:
         """A run of the resource on the named pipeline, or as a broadcast.
 
-        Raises errors.UnknownPipeline, errors.DefinitionMismatch.
+        Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns.
         """
         chosen: pipeline_pb2.Pipeline | None = None
         if pipeline:
@@ -68,10 +73,13 @@ class Admission:
                     f"pipeline {pipeline} takes resources of {chosen.definition}, not of {resource.definition}"
                 )
             guards.append(Guard(keys.pipeline(resource.namespace, pipeline), found.mod_revision))
-        prepared = self._launcher.prepare(resource.namespace, resource, chosen, labels=labels)
-        return Admitted(prepared, [*guards, *prepared.guards])
+        lane = await self._lane(resource, chosen)
+        prepared = self._launcher.prepare(
+            resource.namespace, resource, chosen, labels=labels, waits=lane is not None and bool(lane.entries)
+        )
+        return _admit(prepared, guards, lane, chosen)
 
-    def retry(
+    async def retry(
         self,
         parent: str,
         spec: storage_pb2.RunSpec,
@@ -79,11 +87,27 @@ class Admission:
         inherited: list[storage_pb2.StepRecord],
         guards: list[Guard],
     ) -> Admitted:
-        """A run of the same snapshot as its parent's, that takes over some of its steps."""
+        """A run of the same snapshot as its parent's, that takes over some of its steps.
+
+        Raises errors.TooManyWaitingRuns.
+        """
+        lane = await self._lane(spec.resource, spec.pipeline)
         prepared = self._launcher.prepare(
-            spec.resource.namespace, spec.resource, spec.pipeline, labels=labels, parent=parent, inherited=inherited
+            spec.resource.namespace,
+            spec.resource,
+            spec.pipeline,
+            labels=labels,
+            parent=parent,
+            inherited=inherited,
+            waits=lane is not None and bool(lane.entries),
         )
-        return Admitted(prepared, [*guards, *prepared.guards])
+        return _admit(prepared, guards, lane, spec.pipeline)
+
+    async def _lane(self, resource: resource_pb2.Resource, pipeline: pipeline_pb2.Pipeline | None) -> Lane | None:
+        """The lane that a run of the resource on the pipeline joins, if it joins one."""
+        if pipeline is None or not has_lane(pipeline):
+            return None
+        return await self._lanes.read(keys.lane(resource.namespace, pipeline.name, resource.definition, resource.name))
 
     async def launched(self, admitted: Admitted, revision: int) -> run_pb2.Run:
         """The basic view of the run after the commit. Revision 0: nothing was stored, this is how it would be."""
@@ -96,6 +120,19 @@ class Admission:
     def abandoned(self, admitted: Admitted) -> None:
         """The commit did not go through."""
         self._launcher.abandoned(admitted.prepared)
+
+
+def _admit(
+    prepared: PreparedRun, guards: list[Guard], lane: Lane | None, pipeline: pipeline_pb2.Pipeline | None
+) -> Admitted:
+    guards, puts = [*guards, *prepared.guards], [*prepared.puts]
+    # One that has ended already, since it took over all its steps, leaves the lane as it is.
+    if lane is not None and pipeline is not None and prepared.state.head.state not in TERMINAL_RUN:
+        replaces = pipeline.concurrency.policy == pipeline_pb2.CONCURRENCY_POLICY_REPLACE
+        change = lane.with_run(prepared.run_id, replaces=replaces)
+        guards.append(change.guard)
+        puts.extend(change.puts)
+    return Admitted(prepared, guards, puts)
 
 
 def merged_labels(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -46,6 +48,27 @@ class Draft(Generic[R]):
     clash: tuple[str, errors.DomainError] | None = None
 
 
+class Rows:
+    """Callers that want the same key go one after the other."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: str) -> AsyncGenerator[None, None]:
+        """Waits for the caller's turn, which lasts until the context ends."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        self._users[key] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]
+
+
 class Committer:
     """Carries drafts out."""
 
@@ -53,6 +76,7 @@ class Committer:
         self._store = store
         self._cache = cache
         self._requests = requests
+        self._rows = Rows()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(
@@ -70,7 +94,20 @@ class Committer:
         Raises what the draft raises, errors.RequestIdReused, errors.Contention, errors.OutcomeUnknown, and the
         store's errors.
         """
+        async with contextlib.AsyncExitStack() as row:
+            return await self._run(draft, slip, again, row, validate_only=validate_only)
+
+    async def _run(
+        self,
+        draft: Callable[[bool, Slip | None], Awaitable[Draft[R]]],
+        slip: Slip | None,
+        again: Callable[[Remembered], Awaitable[R]],
+        row: contextlib.AsyncExitStack,
+        *,
+        validate_only: bool,
+    ) -> R:
         fresh = validate_only
+        contended = ""
         for attempt in range(_TRIES):
             if attempt > _PROMPT_TRIES:
                 await asyncio.sleep(random.uniform(0, _PAUSE_S * attempt))
@@ -97,6 +134,11 @@ class Committer:
                 if ready.clash is not None and conflict.key == ready.clash[0]:
                     raise ready.clash[1] from None
                 self._cache.drop(conflict.key)
+                if conflict.key != contended:
+                    # Those of this process that were overtaken go one after the other, so that each gets its turn.
+                    contended = conflict.key
+                    await row.aclose()
+                    await row.enter_async_context(self._rows.turn(contended))
             except LeaseLost:
                 if slip is None:
                     raise

@@ -15,6 +15,10 @@ SESSIONS = ROOT + "sessions/"
 REPLICAS = ROOT + "replicas/"
 LEADER = ROOT + "leader"
 QUARANTINE = ROOT + "quarantine/"
+RESTORED = ROOT + "restored"
+"""There from when the store was put back to an earlier state until the runs have been gone through."""
+HISTORY = ROOT + "history-id"
+"""Names the history of an etcd, which ends when it is put back to an earlier state."""
 
 _INVERT = str.maketrans("0123456789abcdef", "fedcba9876543210")
 
@@ -74,6 +78,11 @@ def index_pipeline(namespace: str, pipeline: str) -> str:
 def index_resource(namespace: str, definition: str, name: str) -> str:
     """Prefix of the inverted ids of the runs of a resource."""
     return f"{ROOT}index/{namespace}/resource/{definition}/{name}/"
+
+
+def lane(namespace: str, pipeline: str, definition_name: str, name: str) -> str:
+    """Key of the runs that a resource has on a pipeline one after the other."""
+    return f"{ROOT}lanes/{namespace}/{pipeline}/{definition_name}/{name}"
 
 
 def definitions(namespace: str) -> str:

@@ -61,11 +61,12 @@ class Launcher(Protocol[Prepared]):
         params: Struct | None = None,
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
+        waits: bool = False,
     ) -> Prepared:
         """A run of the resource on the pipeline; without one it is a broadcast. Stores nothing.
 
         `labels` are all labels of the run, those of the resource included; `inherited` the steps that it takes over
-        from its `parent`.
+        from its `parent`. One that `waits` for older runs is stored as it is, and started when it is its turn.
         """
         ...
 

@@ -194,7 +194,7 @@ class Objects:
         puts = [Put(key, value), Put(generation, value)]
         if admitted is not None:
             guards.extend(admitted.guards)
-            puts.extend(admitted.prepared.puts)
+            puts.extend(admitted.puts)
         if slip is not None:
             puts.append(slip.put(key, item.generation, "" if admitted is None else admitted.prepared.run_id))
         outcome = apply_pb2.APPLY_OUTCOME_CREATED if current is None else apply_pb2.APPLY_OUTCOME_CHANGED

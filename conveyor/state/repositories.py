@@ -29,6 +29,6 @@ class Repositories:
         self.requests = Requests(store)
         self.lookup = Lookup(store, cache)
         committer = Committer(store, cache, self.requests)
-        admission = Admission(self.lookup, launcher)
+        admission = Admission(self.lookup, runs.lanes, launcher)
         self.objects = Objects(store, self.lookup, admission, committer, runs, now)
         self.starts = Starts(self.lookup, admission, committer, runs)

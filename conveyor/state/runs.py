@@ -16,6 +16,7 @@ from conveyor.core.model import Decision, RunState, new_run
 from conveyor.core.plan import Plan, compile_plan
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
+from conveyor.state.lanes import Change, Lanes
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Guard, KeyValue, Put, Store
 from conveyor.v1 import pipeline_pb2, resource_pb2
@@ -80,6 +81,7 @@ class Runs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.lanes = Lanes(store)
         self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
         self._specs = Cache(_SPEC_BYTES_KEPT)
 
@@ -145,13 +147,19 @@ class Runs:
             puts.append(Put(keys.index_pipeline(namespace, head.pipeline) + inverted, b""))
         return NewRun(run.moved(decision.state, 0), puts, [Guard(keys.head(namespace, run_id), 0)])
 
-    async def commit(self, run: StoredRun, decision: Decision) -> StoredRun:
-        """Store what a decision changed, if the head is still the one that it was made from (else Conflict)."""
+    async def commit(self, run: StoredRun, decision: Decision, lane: Change | None = None) -> StoredRun:
+        """Store what a decision changed, if the head is still the one that it was made from (else Conflict).
+
+        `lane` is the lane that the run leaves.
+        """
         head = decision.state.head
         deletes = [keys.active(head.namespace, head.id)] if decision.state.terminal and not run.state.terminal else []
-        revision = await self._store.commit(
-            [Guard(keys.head(head.namespace, head.id), run.revision)], _changes(decision), deletes
-        )
+        guards, puts = [Guard(keys.head(head.namespace, head.id), run.revision)], _changes(decision)
+        if lane is not None:
+            guards.append(lane.guard)
+            puts.extend(lane.puts)
+            deletes.extend(lane.deletes)
+        revision = await self._store.commit(guards, puts, deletes)
         return run.moved(decision.state, revision)
 
     async def is_current(self, run: StoredRun) -> bool:

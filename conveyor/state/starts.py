@@ -39,8 +39,8 @@ class Starts:
     ) -> run_pb2.Run:
         """Start a run of a resource, on its own pipeline or on the named one. Returns its basic view.
 
-        Raises errors.NotFound, errors.UnknownPipeline, errors.DefinitionMismatch, errors.InvalidRequest when its
-        labels are too many, and what `Committer.run` raises.
+        Raises errors.NotFound, errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns,
+        errors.InvalidRequest when its labels are too many, and what `Committer.run` raises.
         """
         key = keys.resource(namespace, definition, resource)
 
@@ -64,8 +64,8 @@ class Starts:
     ) -> run_pb2.Run:
         """Start a run that takes over the steps of this one that succeeded. Returns its basic view.
 
-        Raises errors.NotFound, errors.RunNotFinished, errors.RunSucceeded, errors.InvalidRequest when its labels
-        are too many, and what `Committer.run` raises.
+        Raises errors.NotFound, errors.RunNotFinished, errors.RunSucceeded, errors.TooManyWaitingRuns,
+        errors.InvalidRequest when its labels are too many, and what `Committer.run` raises.
         """
 
         async def draft(_: bool, slip: Slip | None) -> Draft[run_pb2.Run]:
@@ -74,7 +74,7 @@ class Starts:
                 raise errors.RunNotFinished(f"run {run_id} has not ended; cancel it first")
             if parent.head.state == run_pb2.RUN_STATE_SUCCEEDED:
                 raise errors.RunSucceeded(f"run {run_id} succeeded; there is nothing to retry")
-            admitted = self._admission.retry(
+            admitted = await self._admission.retry(
                 run_id,
                 parent.spec,
                 merged_labels(parent.head.labels, labels or {}),
@@ -87,7 +87,7 @@ class Starts:
 
     def _draft(self, admitted: Admitted, slip: Slip | None) -> Draft[run_pb2.Run]:
         run_id, namespace = admitted.prepared.run_id, admitted.prepared.state.head.namespace
-        guards, puts = admitted.guards, list(admitted.prepared.puts)
+        guards, puts = admitted.guards, list(admitted.puts)
         if slip is not None:
             guards.insert(0, slip.guard)
             puts.append(slip.put(run=run_id))

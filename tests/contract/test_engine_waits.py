@@ -19,9 +19,9 @@ StartReplica = Callable[..., Awaitable[Replica]]
 async def told(replica: Replica, run: str) -> dict[str, run_pb2.StepWait]:
     """What the replica says of the steps of a run that wait."""
     stored = await replica.stored(run)
-    steps = full_run(stored.head, stored.revision, stored.spec, stored.state.steps).steps
-    await Waits(replica.engine, replica.session_store).explain(stored, steps)
-    return {each.step: each.wait for each in steps if each.HasField("wait")}
+    shown = full_run(stored.head, stored.revision, stored.spec, stored.state.steps)
+    await Waits(replica.engine, replica.session_store).explain(stored, shown)
+    return {each.step: each.wait for each in shown.steps if each.HasField("wait")}
 
 
 async def test_a_step_whose_needs_run_says_which(replica: Replica, workers: Connect) -> None:

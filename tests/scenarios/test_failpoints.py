@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conveyor.sdk import Job
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy
 from tests.support.behaviour import Counted, ok
 from tests.support.belt import Belt, Site, state, step, step_reason
 from tests.support.nats import NatsServer
@@ -109,3 +111,26 @@ async def test_a_lost_worker_loses_its_step_once_wherever_the_server_dies(
     ended = await belt.ended(run)
     assert state(ended) == "SUCCEEDED"
     assert [step_reason(attempt) for attempt in ended.steps[0].attempts] == ["WORKER_LOST", "UNSPECIFIED"]
+
+
+@pytest.mark.parametrize("point", [f"engine.after_commit=kill:{n}" for n in range(1, 5)])
+async def test_the_next_in_a_lane_gets_its_turn_wherever_the_server_dies(
+    belt: Belt, environment: dict[str, str], point: str
+) -> None:
+    counted, gate = Counted(ok), asyncio.Event()
+
+    async def work(job: Job) -> object:
+        await gate.wait()
+        return await counted(job)
+
+    belt.drive("work", work)
+    queue = Concurrency(policy=ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE)
+    await belt.pipeline(step("a", "work"), concurrency=queue)
+    await belt.connected("work")
+    first = await belt.start()
+    runs = [first, *[await belt.client.runs.start("app", first.resource) for _ in range(2)]]
+    gate.set()
+    await died_and_back(belt, environment)
+    for run in runs:
+        assert state(await belt.ended(run)) == "SUCCEEDED"
+    assert [job.run for job in counted.jobs] == [run.id for run in runs]

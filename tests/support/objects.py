@@ -59,6 +59,7 @@ class HeadLauncher:
         params: Struct | None = None,
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
+        waits: bool = False,
     ) -> HeadOnly:
         self.prepared += 1
         now = now_micros()

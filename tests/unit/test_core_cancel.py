@@ -186,14 +186,6 @@ def test_run_that_never_began_has_nothing_to_clean_up() -> None:
         assert not run.send(RunCreated()).dirty
 
 
-def test_reason_for_waiting_goes_when_the_run_begins() -> None:
-    run = Run(pipeline(step("a")))
-    run.state.head.reason = run_pb2.RUN_REASON_WAITING_FOR_RUN
-    run.state.head.message = "run 1 must end first"
-    run.start()
-    assert (run.run, run.state.head.message) == ("RUNNING", "")
-
-
 def test_run_timeout() -> None:
     """F87: a step that began late is stopped with the others; finally steps still run."""
     source = pipeline(step("a"), step("b", retry=RETRY), step("c"), finally_steps=[step("f")], timeout={"seconds": 6})

@@ -31,7 +31,7 @@ PIPELINES = documented()
 
 
 def test_page_has_pipelines() -> None:
-    assert len(PIPELINES) == len(BLOCKS) == 8
+    assert len(PIPELINES) == len(BLOCKS) == 9
 
 
 @pytest.mark.parametrize("source", PIPELINES.values(), ids=PIPELINES)

@@ -162,14 +162,6 @@ PIPELINES: dict[str, tuple[Change, list[tuple[str, str]]]] = {
         lambda p: setattr(p.concurrency, "policy", 9),
         [("pipeline.concurrency.policy", "INVALID_FIELD")],
     ),
-    "queue": (
-        lambda p: setattr(p.concurrency, "policy", pipeline_pb2.CONCURRENCY_POLICY_QUEUE),
-        [("pipeline.concurrency.policy", "UNSUPPORTED_FIELD")],
-    ),
-    "replace": (
-        lambda p: setattr(p.concurrency, "policy", pipeline_pb2.CONCURRENCY_POLICY_REPLACE),
-        [("pipeline.concurrency.policy", "UNSUPPORTED_FIELD")],
-    ),
     "params": (lambda p: p.params.add(name="x"), [("pipeline.params", "UNSUPPORTED_FIELD")]),
     "when": (on_step(lambda s: setattr(s, "when", "true")), [("pipeline.steps[0].when", "UNSUPPORTED_FIELD")]),
     "step params": (on_step(lambda s: s.params.update({"a": 1})), [("pipeline.steps[0].params", "UNSUPPORTED_FIELD")]),

@@ -67,7 +67,7 @@ def test_a_basic_run_has_all_of_the_head_that_is_public() -> None:
         assert getattr(run, name).ToMicroseconds() == getattr(stored, name), name
     assert run.etag == etag(255) == "ff"
     assert list(run.step_states) == [run_pb2.STEP_STATE_RUNNING] * 2
-    only_full = {"steps", "pipeline_snapshot", "resource_snapshot", "params"}
+    only_full = {"steps", "pipeline_snapshot", "resource_snapshot", "params", "wait"}
     assert {field.name for field, _ in run.ListFields()} == set(run.DESCRIPTOR.fields_by_name) - only_full
 
 

@@ -505,6 +505,56 @@ class ActiveRun(_message.Message):
 Global___ActiveRun: _TypeAlias = ActiveRun  # noqa: Y015
 
 @_typing.final
+class LaneRecord(_message.Message):
+    """The value of lanes/{ns}/{pipeline}/{definition}/{resource}: the unfinished runs that go one after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaneEntry]:
+        """In the order of their commits; the first is the one that may run."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___LaneEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneRecord: _TypeAlias = LaneRecord  # noqa: Y015
+
+@_typing.final
+class LaneEntry(_message.Message):
+    """A run in a lane."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    replaces: _builtins.bool
+    """Whether those before it are to be cancelled."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        replaces: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replaces", b"replaces", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneEntry: _TypeAlias = LaneEntry  # noqa: Y015
+
+@_typing.final
 class StoredResourceDefinition(_message.Message):
     """The value of definitions/{ns}/{name} and of its history."""
 

@@ -45,6 +45,7 @@ def describe_run(run: Run, at: datetime) -> str:
             ("State", enum_name(run, "state")),
             ("Reason", enum_name(run, "reason")),
             ("Message", run.message),
+            ("Waits for", _turn(run)),
             ("Cancelled", run.cancel_message if run.cancel_message != run.message else ""),
             ("Labels", labels(run)),
             ("Created", moment(run, "create_time", at)),
@@ -57,6 +58,14 @@ def describe_run(run: Run, at: datetime) -> str:
     if not run.steps:
         return head
     return f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"
+
+
+def _turn(run: Run) -> str:
+    """Whose turn it is before a run that waits for older ones."""
+    ahead = run.wait.ahead
+    if not ahead:
+        return ""
+    return f"run {run.wait.run}, and {ahead - 1} more before it" if ahead > 1 else f"run {run.wait.run}"
 
 
 def summary(run: Run) -> str:

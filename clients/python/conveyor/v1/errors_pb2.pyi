@@ -84,6 +84,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the answer of the store was lost; the call may have had its effect. Repeat it with the same
     request_id.
     """
+    ERROR_REASON_TOO_MANY_WAITING_RUNS: _ErrorReason.ValueType  # 30
+    """RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the reason in google.rpc.ErrorInfo, without the prefix, with the domain "conveyor"."""
@@ -150,4 +152,6 @@ ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 29
 """UNAVAILABLE: the answer of the store was lost; the call may have had its effect. Repeat it with the same
 request_id.
 """
+ERROR_REASON_TOO_MANY_WAITING_RUNS: ErrorReason.ValueType  # 30
+"""RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -113,21 +113,23 @@ class _ConcurrencyPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     CONCURRENCY_POLICY_PARALLEL: _ConcurrencyPolicy.ValueType  # 1
     """Side by side."""
     CONCURRENCY_POLICY_QUEUE: _ConcurrencyPolicy.ValueType  # 2
-    """One after the other, in the order of their creation."""
+    """One after the other, in the order in which they were stored."""
     CONCURRENCY_POLICY_REPLACE: _ConcurrencyPolicy.ValueType  # 3
-    """A new run cancels the older ones."""
+    """A new run cancels the older ones, and starts when the last of them has ended."""
 
 class ConcurrencyPolicy(_ConcurrencyPolicy, metaclass=_ConcurrencyPolicyEnumTypeWrapper):
-    """How runs of one resource on one pipeline share time."""
+    """How runs of one resource on one pipeline share time. Each run keeps to the policy of its own snapshot; those that are
+    PARALLEL wait for nobody, and nobody waits for them.
+    """
 
 CONCURRENCY_POLICY_UNSPECIFIED: ConcurrencyPolicy.ValueType  # 0
 """CONCURRENCY_POLICY_PARALLEL."""
 CONCURRENCY_POLICY_PARALLEL: ConcurrencyPolicy.ValueType  # 1
 """Side by side."""
 CONCURRENCY_POLICY_QUEUE: ConcurrencyPolicy.ValueType  # 2
-"""One after the other, in the order of their creation."""
+"""One after the other, in the order in which they were stored."""
 CONCURRENCY_POLICY_REPLACE: ConcurrencyPolicy.ValueType  # 3
-"""A new run cancels the older ones."""
+"""A new run cancels the older ones, and starts when the last of them has ended."""
 Global___ConcurrencyPolicy: _TypeAlias = ConcurrencyPolicy  # noqa: Y015
 
 class _ParamType:

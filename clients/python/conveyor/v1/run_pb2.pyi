@@ -33,7 +33,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Never sent."""
     RUN_STATE_PENDING: _RunState.ValueType  # 1
-    """Stored; the engine has not taken it up."""
+    """Stored; it waits for older runs, or the engine has not taken it up."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """Steps wait or run."""
     RUN_STATE_CANCELLING: _RunState.ValueType  # 3
@@ -51,7 +51,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Never sent."""
 RUN_STATE_PENDING: RunState.ValueType  # 1
-"""Stored; the engine has not taken it up."""
+"""Stored; it waits for older runs, or the engine has not taken it up."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """Steps wait or run."""
 RUN_STATE_CANCELLING: RunState.ValueType  # 3
@@ -366,6 +366,7 @@ class Run(_message.Message):
     RESOURCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the run lives in."""
     id: _builtins.str
@@ -434,7 +435,11 @@ class Run(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the run times out."""
+        """When the run times out. Not set while it waits for older runs: its timeout counts from its start."""
+
+    @_builtins.property
+    def wait(self) -> Global___RunWait:
+        """GetRun only, while the run waits for older runs of its resource on its pipeline: what it waits for now."""
 
     def __init__(
         self,
@@ -463,14 +468,41 @@ class Run(_message.Message):
         resource_snapshot: _resource_pb2.Resource | None = ...,
         params: _struct_pb2.Struct | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        wait: Global___RunWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "params", b"params", "pipeline_snapshot", b"pipeline_snapshot", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "params", b"params", "pipeline_snapshot", b"pipeline_snapshot", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class RunWait(_message.Message):
+    """What a run waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run whose turn it is."""
+    ahead: _builtins.int
+    """How many runs go first, that one included."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunWait: _TypeAlias = RunWait  # noqa: Y015
 
 @_typing.final
 class StepRun(_message.Message):
