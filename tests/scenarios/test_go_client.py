@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conveyor.version import VERSION
 from tests.support.belt import Belt, Site, state, step
 from tests.support.certificates import Authority
 from tests.support.golang import MODULE, ROOT, Go, Held, build, compiler, environment
@@ -42,6 +43,8 @@ async def test_errors_say_what_they_are(belt: Belt, go: Go) -> None:
     assert "cannot reach the server at 127.0.0.1:1: connection refused; is it running?" in output[0]
     code, output = await finished(go, belt, "get", UNKNOWN, CONVEYOR_ADDRESS="127.0.0.1:1,127.0.0.1:2")
     assert "none of 127.0.0.1:1, 127.0.0.1:2 answers; the last one: " in output[0]
+    code, output = await finished(go, belt, "watch", UNKNOWN, CONVEYOR_ADDRESS="127.0.0.1:1", GIVE_UP_AFTER="100ms")
+    assert (code, output[0].startswith("error: given up after 100ms: "), output[1]) == (1, True, "is: Unavailable")
     code, output = await finished(go, belt, "list", 1, CONVEYOR_TLS="1")
     assert "check CONVEYOR_TLS_CA" in output[0]
 
@@ -87,6 +90,10 @@ async def test_mutual_tls(tmp_path: Path, go: Go, monkeypatch: pytest.MonkeyPatc
             assert "does it want TLS (CONVEYOR_TLS_CA)" in output[0]
     finally:
         await asyncio.to_thread(server.kill)
+
+
+def test_the_module_has_the_version_of_the_others() -> None:
+    assert f'const Version = "{VERSION}"' in (MODULE / "conveyor" / "doc.go").read_text()
 
 
 async def test_the_modules_own_tests_and_examples_pass(belt: Belt) -> None:

@@ -12,6 +12,7 @@ from tests.support.belt import Belt, Site, state, states, step
 from tests.support.golang import Go, Held
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 
 
@@ -58,6 +59,31 @@ async def test_a_worker_keeps_what_it_holds_when_the_server_is_killed(
     assert [each.attempt for each in ended.steps] == [1, 1]
     assert held.lines() == ["started 1", "released"]
     assert await belt.lines(run, step="a") == ["holding", "released"]
+
+
+async def test_a_worker_that_was_away_too_long_lets_go(go: Go, held: Held, tmp_path: Path) -> None:
+    server = ConveyorServer(tmp_path / "server", ["--session-ttl", "3s"])
+    await asyncio.to_thread(server.start)
+    site = Site(server, NatsServer(tmp_path / "unused"))
+    try:
+        async with TcpProxy(server.address) as proxy, Belt(site, tmp_path) as belt:
+            go.driver(belt, "work", *held.behaviour, CONVEYOR_ADDRESS=proxy.address)
+            await belt.pipeline(step("a", "work"))
+            run = await belt.start()
+            await held.started()
+            proxy.refuse()
+            proxy.cut()
+            await belt.until_step(run, "a", "QUEUED", "RETRYING")
+            proxy.refuse(False)
+            await until(lambda: "started 2" in held.lines(), "the second attempt")
+            await held.release()
+            ended = await belt.ended(run)
+            assert (state(ended), ended.steps[0].attempt) == ("SUCCEEDED", 2)
+            lines = await belt.lines(run, step="a", attempt=2)
+    finally:
+        await asyncio.to_thread(server.kill)
+    assert sorted(held.lines()) == ["cancelled: the server gave the attempt up", "released", "started 1", "started 2"]
+    assert lines == ["holding", "released"]
 
 
 async def test_a_worker_keeps_what_it_holds_when_the_broker_is_killed(belt: Belt, go: Go, held: Held) -> None:

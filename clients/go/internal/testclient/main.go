@@ -21,7 +21,11 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	c, err := client.New()
+	var options []client.Option
+	if patience, err := time.ParseDuration(os.Getenv("GIVE_UP_AFTER")); err == nil {
+		options = append(options, client.WithGiveUpAfter(patience))
+	}
+	c, err := client.New(options...)
 	if err == nil {
 		err = do(ctx, c, os.Args[1], os.Args[2:])
 	}
