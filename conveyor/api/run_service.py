@@ -102,7 +102,9 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         grace = micros(request.grace) if request.HasField("grace") else DEFAULT_GRACE
         event = CancelRequested(request.message, grace, request.force)
         decision, run = await self._engine.request(namespace, request.id, event)
-        if run.state.terminal and not decision.dirty and not repeated:
+        # One that was noted before may have ended by itself before anything came of that.
+        carried_out = decision.dirty or (repeated and run.head.cancel_deadline)
+        if run.state.terminal and not carried_out:
             raise _finished(request.id)
         return pb.CancelRunResponse(run=basic_run(run.head, run.revision))
 
@@ -134,7 +136,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         """Note the request before it takes effect; whether it was noted before.
 
         Cancelling again does no harm. So a request that was noted, but maybe not carried out, is simply carried out
-        again, and finding the run ended is then no error.
+        again, and finding the run cancelled is then no error.
         """
         slip = await request_slip(self._repositories, namespace, request)
         if slip is None:
