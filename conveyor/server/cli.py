@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +15,18 @@ from typing import Any
 
 import click
 
+from conveyor.server.backups import backup, restore
 from conveyor.server.config import Config, ConfigError, load, to_toml
+from conveyor.server.folders import default_data_dir, ephemeral_folder
 
 
 @click.group()
 def server() -> None:
     """Run a Conveyor server."""
+
+
+server.add_command(backup)
+server.add_command(restore)
 
 
 def _settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -64,12 +69,12 @@ def start(file: Path | None, check_config: bool, **options: Any) -> None:
 def dev(file: Path | None, ephemeral: bool, check_config: bool, **options: Any) -> None:
     """Run everything in one process: embedded store, embedded broker, data in --data-dir."""
     with contextlib.ExitStack() as stack:
-        defaults: dict[str, Any] = {"data_dir": _default_data_dir(), "http_listen": "127.0.0.1:7462"}
+        defaults: dict[str, Any] = {"data_dir": default_data_dir(), "http_listen": "127.0.0.1:7462"}
         given = _given(options)
         if ephemeral:
             if "data_dir" in given:
                 _fail("--ephemeral and --data-dir exclude each other")
-            given["data_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="conveyor-"))
+            given["data_dir"] = stack.enter_context(ephemeral_folder())
         _serve_or_show(_load(given, file, defaults), check_config)
 
 
@@ -78,11 +83,6 @@ def _serve_or_show(config: Config, show: bool) -> None:
         click.echo(to_toml(config))
     else:
         _serve(config)
-
-
-def _default_data_dir() -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "conveyor"
 
 
 def _load(flags: dict[str, Any], file: Path | None, defaults: dict[str, Any]) -> Config:

@@ -14,6 +14,7 @@ from conveyor.api.health import Health
 from conveyor.api.services import Services, add_services
 from conveyor.bus.nats import Bus
 from conveyor.core.plan import SECOND
+from conveyor.engine import restored
 from conveyor.engine.clock import Now
 from conveyor.engine.drivers import Drivers
 from conveyor.engine.explain import Explainer
@@ -169,6 +170,7 @@ class Parts:
         """Read what must be known first, then let everything run. Raises the store's errors."""
         await self.feed.start()
         await self._sessions_watch.read()
+        await restored.take_up(self.engine, self._store)
         if self._config.etcd:
             # Only others' changes are looked at: with the embedded store there are none.
             self.feed.follow_raw(RemoteRuns(self.engine).take)

@@ -10,6 +10,9 @@ from conveyor.server.config import Config
 from conveyor.store import Tls, open_etcd, open_sqlite
 from conveyor.store.port import Store, Unavailable
 
+FOLDER = "store"
+"""Of the data directory: where the embedded store is."""
+
 log = structlog.get_logger("conveyor.server")
 
 _LONGEST_PAUSE = 5.0
@@ -25,7 +28,7 @@ async def open_store(config: Config) -> Store:
         if config.data_dir is None:
             raise StoreProblem("give --etcd, or --data-dir for the embedded store")
         try:
-            return await open_sqlite(config.data_dir / "store")
+            return await open_sqlite(config.data_dir / FOLDER)
         except (Unavailable, OSError) as error:
             raise StoreProblem(f"the store in {config.data_dir} cannot be opened: {error}") from error
     pause = 0.5

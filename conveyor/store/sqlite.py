@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conveyor.store import sqlite_file
+from conveyor.store import sqlite_backup, sqlite_file
 from conveyor.store.checks import commit_size, key_size, prefix_end
 from conveyor.store.history import History
 from conveyor.store.port import Changes, Guard, KeyValue, Listing, Put, Reset, Unavailable
@@ -153,23 +153,17 @@ class SqliteStore:
         return SqliteLease(self, lease)
 
     async def backup(self, path: Path | str) -> None:
-        """Write a consistent copy of the file to `path` while the store is in use; replaces what is there.
+        """Write a consistent copy to the file `path` while the store is in use; replaces what is there.
 
-        To restore, put it as `conveyor.db` into an empty directory. Raises Unavailable when it cannot be written.
+        `sqlite_backup.restore` makes a store of it. Raises Unavailable when it cannot be written.
         """
         target = Path(path)
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
 
         def copy(connection: sqlite3.Connection) -> None:
             try:
-                connection.execute("VACUUM INTO ?", (str(partial),))
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(target)
-            except (OSError, sqlite3.Error) as error:
+                sqlite_backup.copy(connection, target)
+            except (OSError, sqlite3.Error, sqlite_backup.BackupError) as error:
                 raise Unavailable(f"the backup {target} cannot be written: {error}") from error
-            finally:
-                partial.unlink(missing_ok=True)
 
         await self._read(copy)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from conveyor.store.port import KeyValue, Listing, Unavailable
 
 FILE_NAME = "conveyor.db"
-_LOCK_NAME = "lock"
+LOCK_NAME = "lock"
 _APPLICATION_ID = 0x434E5659  # "CNVY": tells a foreign SQLite file from ours
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 5.0
@@ -41,7 +41,7 @@ def lock(directory: Path) -> int:
 
     The kernel drops the lock with the process, so nothing is left to clean up after a crash.
     """
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -70,15 +70,22 @@ def connect(path: Path, max_bytes: int = 0) -> sqlite3.Connection:
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Create the schema in an empty file; raises Unavailable for a file that is not ours or from a newer version."""
+    if not check_format(connection, path):
+        connection.executescript(f"BEGIN EXCLUSIVE;{_SCHEMA}COMMIT;")
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file holds a store: False when it is empty. Raises Unavailable when it is not ours, or newer."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if not tables:
-        connection.executescript(f"BEGIN EXCLUSIVE;{_SCHEMA}COMMIT;")
-    elif application != _APPLICATION_ID:
+        return False
+    if application != _APPLICATION_ID:
         raise Unavailable(f"{path} is not a Conveyor store")
-    elif version != _SCHEMA_VERSION:
+    if version != _SCHEMA_VERSION:
         raise Unavailable(f"{path} has format {version}; this server reads format {_SCHEMA_VERSION}")
+    return True
 
 
 def revision(connection: sqlite3.Connection) -> int:
