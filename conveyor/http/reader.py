@@ -258,7 +258,7 @@ class _Filler:
                 self._add(path, f"has more than {limits.STRUCT_NESTING} levels of nesting")
                 return
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                where = _child(path, key) if isinstance(key, str) else f"{path}[{key}]"
+                where = f"{path}/{_pointer(key)}"
                 if isinstance(key, str) and not _is_text(key):
                     self._add(where, "is not Unicode: it has half of a pair of surrogates")
                 else:
@@ -306,6 +306,11 @@ def _is_text(text: str) -> bool:
 def _child(path: str, key: str) -> str:
     step = key if key.replace("-", "_").isidentifier() else f"[{json.dumps(key)}]"
     return f"{path}.{step}" if path and not step.startswith("[") else f"{path}{step}"
+
+
+def _pointer(key: str | int) -> str:
+    """A step of a JSON pointer."""
+    return str(key).replace("~", "~0").replace("/", "~1").encode(errors="backslashreplace").decode()
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -42,6 +42,14 @@ async def test_a_run_is_started_and_shown(belt: Belt, http: Http) -> None:
     assert (shown["spec"], shown["generation"]) == ({"size": 3, "ratio": 0.5}, "1")
 
 
+async def test_numbers_come_back_as_they_went(belt: Belt, http: Http) -> None:
+    await belt.pipeline(step("a"))
+    spec = '{"big":9007199254740992,"deep":[1,{"n":-2}],"half":0.5,"huge":1e+300,"minus":-0.0,"one":1}'
+    body = f'{{"namespace": "{belt.namespace}", "resource": {{"name": "x", "definition": "app", "spec": {spec}}}}}'
+    answer = await http.post("ResourceService/CreateResource", body)
+    assert json.dumps(answer.json()["resource"]["spec"], sort_keys=True, separators=(",", ":")) == spec
+
+
 async def test_reads_also_take_get(belt: Belt, http: Http) -> None:
     await belt.pipeline(step("a"))
     message = json.dumps({"namespace": belt.namespace, "name": "release"})
@@ -167,7 +175,7 @@ async def test_a_spec_arrives_as_it_is_or_not_at_all(belt: Belt, http: Http) -> 
     body = {"resource": {"name": "x", "definition": "app", "spec": {"a": [2**53 + 1]}}, "validateOnly": True}
     status, code, message = await http.refused("ResourceService/CreateResource", body)
     assert (status, code) == (400, "invalid_argument")
-    assert message == "resource.spec.a[0]: the integer does not fit a double; send it as a string"
+    assert message == "resource.spec/a/0: the integer does not fit a double; send it as a string"
 
 
 async def test_bodies_up_to_the_limit(belt: Belt, http: Http) -> None:

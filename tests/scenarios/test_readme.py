@@ -1,54 +1,28 @@
-"""README.md says what is so: its tour is walked, and its links and targets are there."""
+"""What README.md and the pages show is so: their commands are typed, and links and targets are there."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.tour import PATH, TREE, Command, Terminal, bare_environment, matches, steps, terminal
+from tests.support.tour import TREE, matches, walk
 
 README = (TREE / "README.md").read_text()
-# What the README shows; here the server takes a free port.
-ADDRESS = "127.0.0.1:7460"
 
 
 def test_the_tour_goes_as_it_says(tmp_path: Path) -> None:
-    environment = bare_environment(tmp_path)
-    folder = tmp_path / "tour"
-    folder.mkdir()
-    tour = README.partition("\n## The tour")[2].partition("\n## ")[0]
-    address, walked = ADDRESS, 0
-    with ExitStack() as stack:
-        here: Terminal | None = None
-        for step in steps(tour):
-            if not isinstance(step, Command):
-                (folder / step[0]).write_text(step[1])
-                continue
-            walked += 1
-            text, expected = (part.replace(ADDRESS, address) for part in (step.text, "\n".join(step.output)))
-            if text.startswith("grpcurl ") and shutil.which("grpcurl", path=PATH) is None:
-                assert not os.environ.get("CI"), "no grpcurl: run scripts/fetch_grpcurl.py"
-                pytest.skip("no grpcurl: run scripts/fetch_grpcurl.py; all before it was fine")
-            if step.stays:
-                other = stack.enter_context(terminal(folder, environment))
-                # Its log goes to standard error.
-                other.type(f"exec 2>>log; {text}")
-                if step.output:
-                    line = other.line()
-                    address = line.rpartition(" ")[2]
-                    environment["CONVEYOR_ADDRESS"] = address
-                    assert line == step.output[0].replace(ADDRESS, address)
-                continue
-            here = here or stack.enter_context(terminal(folder, environment))
-            output, status = here.run(text)
-            assert matches(output, expected.splitlines()), f"$ {text}\n" + "\n".join(output)
-            assert status == 0, f"$ {text} ended with {status}"
-    assert walked > 15
+    assert walk(README.partition("\n## The tour")[2].partition("\n## ")[0], tmp_path) > 15
+
+
+@pytest.mark.parametrize(("page", "count"), [("http", 15), ("grpcurl", 30)])
+def test_pages_for_those_without_an_sdk_go_as_they_say(tmp_path: Path, page: str, count: int) -> None:
+    def fails(command: str) -> bool:
+        # Among the calls that no pipe follows these show errors.
+        return command.startswith("call RunService/GetRun ") and "|" not in command
+
+    assert walk((TREE / "docs" / f"{page}.md").read_text(), tmp_path, fails=fails) > count
 
 
 def test_what_is_shown_is_compared() -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+
+from tests.support.wait import until_sync
 
 TREE = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), str(TREE / ".tools" / "bin"), os.environ["PATH"]])
 PATIENCE = 60
+# What pages show; here servers take free ports.
+GRPC = "127.0.0.1:7460"
+HTTP = "127.0.0.1:7462"
 
 
 class Command(NamedTuple):
@@ -124,5 +132,61 @@ def bare_environment(home: Path) -> dict[str, str]:
         "HOME": str(home),
         "CONVEYOR_LISTEN": "127.0.0.1:0",
         "CONVEYOR_METRICS_LISTEN": "",
-        "CONVEYOR_HTTP_LISTEN": "",
+        "CONVEYOR_HTTP_LISTEN": "127.0.0.1:0",
     }
+
+
+def walk(page: str, home: Path, *, fails: Callable[[str], bool] = lambda text: False) -> int:
+    """Save the files of a page and type its commands as a reader does, each checked against what the page shows.
+
+    `fails` says of which commands the page shows how they fail. Returns how many there were. Without a tool that a
+    command uses the test is skipped, and fails in CI.
+    """
+    folder = home / "tour"
+    folder.mkdir()
+    environment = bare_environment(home)
+    addresses = {GRPC: GRPC, HTTP: HTTP}
+    walked = 0
+    with ExitStack() as stack:
+        here: Terminal | None = None
+        for step in steps(page):
+            if not isinstance(step, Command):
+                (folder / step[0]).write_text(step[1])
+                continue
+            walked += 1
+            _need_tools(step.text)
+            text, expected = _with(addresses, step.text), [_with(addresses, line) for line in step.output]
+            if step.stays:
+                other = stack.enter_context(terminal(folder, environment))
+                # Its log goes to standard error.
+                other.type(f"exec 2>>log; {text}")
+                if expected:
+                    line = other.line()
+                    addresses = _addresses(line, folder / "log")
+                    environment["CONVEYOR_ADDRESS"] = addresses[GRPC]
+                    assert line == _with(addresses, step.output[0])
+                continue
+            here = here or stack.enter_context(terminal(folder, environment))
+            printed, status = here.run(text)
+            assert matches(printed, expected), f"$ {text}\n" + "\n".join(printed)
+            assert (status != 0) == fails(text), f"$ {text} ended with {status}"
+    return walked
+
+
+def _need_tools(text: str) -> None:
+    for tool in ("curl", "grpcurl", "jq"):
+        if re.search(rf"\b{tool} ", text) and shutil.which(tool, path=PATH) is None:
+            assert not os.environ.get("CI"), f"no {tool}"
+            pytest.skip(f"no {tool} (`make tools` builds grpcurl); all before it was fine")
+
+
+def _with(addresses: Mapping[str, str], text: str) -> str:
+    for shown, real in addresses.items():
+        text = text.replace(shown, real)
+    return text
+
+
+def _addresses(ready: str, log: Path) -> dict[str, str]:
+    """Where a server is that has just said that it is ready, by what the page shows."""
+    http = until_sync(lambda: re.search(r'"http": "([^"]+)", "metrics"', log.read_text()), "the HTTP port")
+    return {GRPC: ready.rpartition(" ")[2], HTTP: http[1]}
