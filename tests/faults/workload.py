@@ -18,7 +18,6 @@ from conveyor.sdk import (
     NotFound,
     RunUpdate,
     Unavailable,
-    Unimplemented,
 )
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
@@ -144,7 +143,7 @@ class Workload:
         client = self._clients[0]
         await client.definitions.apply(ResourceDefinition(name="app"))
         for pipeline in self._plan.pipelines:
-            await _apply(client, pipeline)
+            await client.pipelines.apply(pipeline)
         for resource in self._plan.resources:
             await client.resources.create(resource)
         self._watchers.append(asyncio.create_task(self._watch_all("watch-all", self._watching)))
@@ -199,7 +198,7 @@ class Workload:
 
     async def _edit(self, number: int, op: Op, client: Client) -> None:
         """Runs that are under way hold what it was."""
-        await self._call("edit", lambda: _apply(client, op.arguments["to"]), pipeline=op.arguments["pipeline"])
+        await self._call("edit", lambda: client.pipelines.apply(op.arguments["to"]), pipeline=op.arguments["pipeline"])
 
     async def _retry(self, number: int, op: Op, client: Client, run: str) -> None:
         request = op.arguments["request"]
@@ -311,14 +310,6 @@ class Workload:
             request |= {"runs": answer}
         self._recorder.note("ok", call=call, what=what, **request)
         return answer
-
-
-async def _apply(client: Client, pipeline: Pipeline) -> None:
-    try:
-        await client.pipelines.apply(pipeline)
-    except Unimplemented:
-        pipeline.ClearField("concurrency")
-        await client.pipelines.apply(pipeline)
 
 
 async def stored(client: Client) -> list[Run]:
