@@ -78,6 +78,12 @@ def run_id(problems: Problems, path: str, message: Any, key: str) -> None:
         problems.add(path, "must be the id of a run: a UUID in lower case")
 
 
+def optional_run_id(problems: Problems, path: str, message: Any, key: str) -> None:
+    """A run's id, or nothing."""
+    if getattr(message, key):
+        run_id(problems, path, message, key)
+
+
 def labels(problems: Problems, path: str, message: Any, key: str) -> None:
     """Labels, within their limits."""
     value: Mapping[str, str] = getattr(message, key)
@@ -115,8 +121,9 @@ def duration(least: int, most: int) -> Check:
             return
         value: Duration = getattr(message, key)
         nanos = value.seconds * SECOND + value.nanos
-        if not least <= nanos <= most or abs(value.nanos) >= SECOND:
-            problems.add(path, f"must be from {_spoken(least)} to {_spoken(most)}")
+        if not least <= nanos <= most or abs(value.nanos) >= SECOND or value.seconds * value.nanos < 0:
+            hint = "" if nanos else "; leave it out for the default"
+            problems.add(path, f"must be from {_spoken(least)} to {_spoken(most)}{hint}")
 
     return check
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from conveyor.api.paging import PageRequest
 from conveyor.core import errors, limits
 from conveyor.state import keys
-from conveyor.state.ids import first_id_at
+from conveyor.state.ids import created_at, first_id_at
 from conveyor.state.runs import Runs
 from conveyor.state.views import basic_run, full_run
 from conveyor.storage.v1 import storage_pb2
@@ -20,22 +20,27 @@ MOST_SCANNED = 2000
 
 _CHUNK = 250
 
+_CLOCKS_APART = 3600 * 1_000_000
+"""Microseconds by which a run may seem to be older than the one that it retries: another server stored it."""
+
 
 async def list_runs(
     runs: Runs, request: run_service_pb2.ListRunsRequest, namespace: str, page: PageRequest
 ) -> tuple[list[run_pb2.Run], str]:
     """The page, and the id of the run to go on after ("" at the end). A page may be short and yet not the last."""
     wanted = _filter(request)
-    prefix = _index(request, namespace)
+    prefix = await _index(runs, request, namespace)
     earliest = micros(request.create_time_from) if request.HasField("create_time_from") else 0
     oldest = first_id_at(earliest)
+    if request.parent_run:
+        oldest = max(oldest, first_id_at(max(0, created_at(request.parent_run) - _CLOCKS_APART)))
     after = page.after or _start(request)
     # With a filter most of what is read may be passed over: read on in large steps.
-    filtered = bool(request.states or request.labels or request.definition) and not request.resource
+    filtered = request.states or request.labels or request.definition or request.parent_run
     found: list[run_pb2.Run] = []
     size = scanned = 0
     while True:
-        chunk = _CHUNK if filtered else min(_CHUNK, page.size - len(found))
+        chunk = _CHUNK if filtered and not request.resource else min(_CHUNK, page.size - len(found))
         ids, more = await runs.page(prefix, after, chunk)
         for run_id, head in zip(ids, await runs.heads(namespace, ids), strict=True):
             if run_id < oldest:
@@ -71,10 +76,15 @@ async def _view(
     return full_run(run.head, run.revision, run.spec, run.state.steps)
 
 
-def _index(request: run_service_pb2.ListRunsRequest, namespace: str) -> str:
+async def _index(runs: Runs, request: run_service_pb2.ListRunsRequest, namespace: str) -> str:
     """The narrowest index that has all runs that are wanted."""
     if request.resource:
         return keys.index_resource(namespace, request.definition, request.resource)
+    if request.parent_run:
+        parent = (await runs.heads(namespace, [request.parent_run]))[0]
+        if parent is not None:
+            # Those that retry it are of the same resource.
+            return keys.index_resource(namespace, parent[0].definition, parent[0].resource)
     if request.pipeline:
         return keys.index_pipeline(namespace, request.pipeline)
     return keys.index_runs(namespace)
@@ -98,6 +108,7 @@ def _filter(request: run_service_pb2.ListRunsRequest) -> Callable[[storage_pb2.R
             and (not request.pipeline or head.pipeline == request.pipeline)
             and (not request.definition or head.definition == request.definition)
             and (not request.resource or head.resource == request.resource)
+            and (not request.parent_run or head.parent_run == request.parent_run)
             and (earliest is None or head.create_time >= earliest)
             and (latest is None or head.create_time < latest)
             and all(head.labels.get(key) == value for key, value in labels.items())

@@ -17,6 +17,7 @@ from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND, micros
 from conveyor.logs.errors import LogsUnavailable
 from conveyor.state.repositories import Repositories
+from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run, etag, full_run
 from conveyor.store.port import Conflict
 from conveyor.v1 import run_pb2, run_service_pb2_grpc
@@ -105,7 +106,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         # One that was noted before may have ended by itself before anything came of that.
         carried_out = decision.dirty or (repeated and run.head.cancel_deadline)
         if run.state.terminal and not carried_out:
-            raise _finished(request.id)
+            raise _finished(run)
         return pb.CancelRunResponse(run=basic_run(run.head, run.revision))
 
     async def RetryRun(self, request: pb.RetryRunRequest, context: Any) -> pb.RetryRunResponse:
@@ -143,10 +144,12 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
             return False
         if await self._repositories.requests.find(slip) is not None:
             return True
-        if (await self._engine.run(namespace, request.id)).state.terminal:
-            raise _finished(request.id)
+        run = await self._engine.run(namespace, request.id)
+        if run.state.terminal:
+            raise _finished(run)
         return not await self._repositories.requests.note(slip, run=request.id)
 
 
-def _finished(run_id: str) -> errors.RunFinished:
-    return errors.RunFinished(f"run {run_id} has ended")
+def _finished(run: StoredRun) -> errors.RunFinished:
+    state = run_pb2.RunState.Name(run.head.state).removeprefix("RUN_STATE_")
+    return errors.RunFinished(f"run {run.head.id} has ended already, {state}")

@@ -230,6 +230,7 @@ RULES: dict[type[Message], Rules] = {
     run_service_pb2.GetRunRequest: _RUN,
     run_service_pb2.ListRunsRequest: (
         *_RUN_FILTER,
+        ("parent_run", checks.optional_run_id),
         ("create_time_from", checks.time),
         ("create_time_before", checks.time),
     ),

@@ -8,6 +8,7 @@ from conveyor.core.draft import Draft
 from conveyor.core.model import OVERDUE, TERMINAL_STEP
 from conveyor.core.plan import SECOND
 from conveyor.core.rules import STOPPED_BY_FAIL_FAST, judge, outcome
+from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
 _NOT_STARTED = frozenset({run_pb2.STEP_STATE_PENDING, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_STATE_RETRYING})
@@ -86,15 +87,16 @@ def _stop_main_steps(draft: Draft) -> None:
         if running and not record.cancel_sent:
             draft.tell_to_stop(index, draft.head.cancel_message or message, deadline - draft.now)
         if running and overdue:
-            draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, _abandoned(deadline))
+            said = _abandoned(deadline, record)
+            draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, said)
         elif not running:
             draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
 
 
-def _abandoned(deadline: int) -> str:
+def _abandoned(deadline: int, record: storage_pb2.StepRecord) -> str:
     if deadline == OVERDUE:
-        return "cancelled by force; its worker may still be at it"
-    return "its worker did not confirm that it stopped; it may still be at it"
+        return f"cancelled by force; worker {record.worker} may still be at work"
+    return f"worker {record.worker} did not confirm in time that it stopped, and may still be at work"
 
 
 def _settle_finally_steps(draft: Draft) -> None:
@@ -133,7 +135,7 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
         elif draft.fits(index):
             if state == run_pb2.STEP_STATE_RUNNING:
                 draft.tell_to_stop(index, message, 0)
-                said = f"{message}; its worker may still be at it"
+                said = f"{message}; worker {draft.edit(index).worker} may still be at work"
                 draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, said)
             else:
                 draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)

@@ -10,7 +10,6 @@ from conveyor.state.lanes import lane_key
 from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
 from conveyor.state.views import seen_workers, timestamp
-from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
 _NEEDS_NAMED = 20
@@ -37,12 +36,14 @@ class Waits:
             if step.state == run_pb2.STEP_STATE_PENDING:
                 self._needs(run, index, step.wait)
             elif record is not None and step.state == run_pb2.STEP_STATE_RETRYING:
-                _set_until(step.wait, record)
+                _set_until(step.wait, record.next_time)
+            elif record is not None and step.state == run_pb2.STEP_STATE_RUNNING and record.cancel_sent:
+                _set_until(step.wait, run.head.cancel_deadline)
             elif record is not None and step.state == run_pb2.STEP_STATE_QUEUED:
                 since = timestamp(record.ready_time)
                 if since is not None:
                     step.wait.since.CopyFrom(since)
-                _set_until(step.wait, record)
+                _set_until(step.wait, record.next_time)
                 if not record.token:
                     queued.setdefault(step.driver, []).append(index)
         for driver, indexes in queued.items():
@@ -80,7 +81,7 @@ class Waits:
         return len(slots), sum(slots)
 
 
-def _set_until(wait: run_pb2.StepWait, record: storage_pb2.StepRecord) -> None:
-    until = timestamp(record.next_time)
+def _set_until(wait: run_pb2.StepWait, time: int) -> None:
+    until = timestamp(time)
     if until is not None:
         wait.until.CopyFrom(until)

@@ -58,3 +58,8 @@ def first_id_at(now: int) -> str:
     """The smallest id that a run created at `now` (microseconds since 1970) can have."""
     milliseconds = max(0, min(now // 1000, (1 << 48) - 1))
     return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62))
+
+
+def created_at(run_id: str) -> int:
+    """The time of the creation of a run (microseconds since 1970) as its id says it, to the millisecond."""
+    return (uuid.UUID(run_id).int >> 80) * 1000

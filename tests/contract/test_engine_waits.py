@@ -132,3 +132,16 @@ async def test_any_replica_says_the_same(start_replica: StartReplica, workers: C
         for ahead, run in enumerate((first, second)):
             wait = (await told(replica, run))["a"]
             assert (wait.workers, wait.slots, wait.ahead) == (2, 5, ahead)
+
+
+async def test_a_worker_that_was_told_to_stop_is_waited_for_until_its_grace_is_over(
+    replica: Replica, workers: Connect
+) -> None:
+    a = await workers(replica, "a", mute)
+    run = await replica.launch(step("a"), step("b"))
+    await a.next_given()
+    assert "a" not in await told(replica, run)
+    await replica.handle(run, CancelRequested("enough", 60 * SECOND))
+    waits = await told(replica, run)
+    assert list(waits) == ["a"]
+    assert waits["a"].until.ToMicroseconds() == (await replica.stored(run)).head.cancel_deadline

@@ -94,12 +94,6 @@ PIPELINES: dict[str, tuple[pipeline_pb2.Pipeline, tuple[str, str], str, str]] = 
         "pipeline.steps[1].when",
         "does not act on it",
     ),
-    "queue": (
-        changed(lambda p: setattr(p.concurrency, "policy", pipeline_pb2.CONCURRENCY_POLICY_QUEUE)),
-        ("UNIMPLEMENTED", "UNSUPPORTED_FIELD"),
-        "pipeline.concurrency.policy",
-        "side by side",
-    ),
     "nan": (
         changed(lambda p: p.context.update({"a": {"b": [float("nan")]}})),
         INVALID,

@@ -140,7 +140,7 @@ def test_force_waits_for_nobody(first: CancelRequested | None) -> None:
     assert run.step("f") == "SKIPPED RUN_CANCELLED"
     assert run.run == "CANCELLED CANCEL_REQUESTED"
     assert len(decision.stops) == (first is None)
-    assert run.record("running").message == "cancelled by force; its worker may still be at it"
+    assert run.record("running").message == "cancelled by force; worker worker may still be at work"
 
 
 def test_force_ends_finally_steps_too() -> None:

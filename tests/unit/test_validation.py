@@ -362,8 +362,9 @@ def test_other_bad_requests(case: str) -> None:
 @pytest.mark.parametrize(
     ("change", "bounds"),
     [
-        (set_duration("timeout", 0), "from 1 s to 366 days"),
-        (on_step(set_duration("timeout", 0)), "from 100 ms to 366 days"),
+        (set_duration("timeout", 0), "from 1 s to 366 days; leave it out for the default"),
+        (set_duration("timeout", -1), "from 1 s to 366 days"),
+        (on_step(set_duration("timeout", 0)), "from 100 ms to 366 days; leave it out for the default"),
         (with_retry(initial_backoff={"seconds": -1}), "from 0 to 24 h"),
         (with_retry(multiplier=0), "from 1 to 100"),
     ],

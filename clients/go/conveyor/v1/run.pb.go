@@ -843,7 +843,7 @@ type StepRun struct {
 	FinallyStep bool `protobuf:"varint,16,opt,name=finally_step,json=finally,proto3" json:"finally_step,omitempty"`
 	// Whether the result was taken over from the run that this one retries.
 	Inherited bool `protobuf:"varint,17,opt,name=inherited,proto3" json:"inherited,omitempty"`
-	// GetRun only, while the step is PENDING, QUEUED or RETRYING: what it waits for at the moment of asking.
+	// GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking.
 	Wait          *StepWait `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1014,7 +1014,8 @@ type StepWait struct {
 	NeedCount uint32 `protobuf:"varint,2,opt,name=need_count,json=needCount,proto3" json:"need_count,omitempty"`
 	// QUEUED: when the current attempt became ready.
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	// QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready.
+	// QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready. RUNNING, and its worker was
+	// told to stop because of a cancel or the run's timeout: when it is given up.
 	Until *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	// QUEUED: workers that are connected over gRPC and would take it.
 	Workers uint32 `protobuf:"varint,5,opt,name=workers,proto3" json:"workers,omitempty"`

@@ -314,7 +314,9 @@ type ListRunsRequest struct {
 	// Only runs created before this time.
 	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
 	// How much of each to return. Unspecified means RUN_VIEW_BASIC.
-	View          RunView `protobuf:"varint,11,opt,name=view,proto3,enum=conveyor.v1.RunView" json:"view,omitempty"`
+	View RunView `protobuf:"varint,11,opt,name=view,proto3,enum=conveyor.v1.RunView" json:"view,omitempty"`
+	// Only runs that retry this one.
+	ParentRun     string `protobuf:"bytes,12,opt,name=parent_run,json=parentRun,proto3" json:"parent_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +426,13 @@ func (x *ListRunsRequest) GetView() RunView {
 		return x.View
 	}
 	return RunView_RUN_VIEW_UNSPECIFIED
+}
+
+func (x *ListRunsRequest) GetParentRun() string {
+	if x != nil {
+		return x.ParentRun
+	}
+	return ""
 }
 
 // What ListRuns answers.
@@ -1368,7 +1377,7 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12(\n" +
 	"\x04view\x18\x03 \x01(\x0e2\x14.conveyor.v1.RunViewR\x04view\"4\n" +
 	"\x0eGetRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run\"\xa9\x04\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run\"\xc8\x04\n" +
 	"\x0fListRunsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
@@ -1384,7 +1393,9 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\x10create_time_from\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0ecreateTimeFrom\x12H\n" +
 	"\x12create_time_before\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\x12(\n" +
-	"\x04view\x18\v \x01(\x0e2\x14.conveyor.v1.RunViewR\x04view\x1a9\n" +
+	"\x04view\x18\v \x01(\x0e2\x14.conveyor.v1.RunViewR\x04view\x12\x1d\n" +
+	"\n" +
+	"parent_run\x18\f \x01(\tR\tparentRun\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +

@@ -1,5 +1,6 @@
 """What `get` shows a person of one object."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import cast
 
@@ -22,10 +23,10 @@ _PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DE
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "STATE", "CONNECTED", "PROGRAM")
 
 
-def describe(message: Message, at: datetime) -> str:
-    """The text for any kind of object."""
+def describe(message: Message, at: datetime, retries: Sequence[Run] = ()) -> str:
+    """The text for any kind of object; `retries` are the runs that retry a run."""
     if isinstance(message, Run):
-        return describe_run(message, at)
+        return describe_run(message, at, retries)
     if isinstance(message, Driver):
         return _driver(message, at)
     if isinstance(message, Pipeline):
@@ -35,7 +36,7 @@ def describe(message: Message, at: datetime) -> str:
     return _definition(cast(ResourceDefinition, message), at)
 
 
-def describe_run(run: Run, at: datetime) -> str:
+def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
     """A run: what and when, then its steps."""
     head = block(
         [
@@ -53,6 +54,7 @@ def describe_run(run: Run, at: datetime) -> str:
             ("Ended", moment(run, "end_time", at)),
             ("Duration", length(run, at)),
             ("Retry of", run.parent_run),
+            ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in retries)),
         ]
     )
     if not run.steps:

@@ -19,6 +19,8 @@ def waiting(step: StepRun, now: datetime) -> str:
         return _needs(step)
     if step.state == StepState.STEP_STATE_RETRYING:
         return _until("next attempt", step, now)
+    if step.state == StepState.STEP_STATE_RUNNING and step.HasField("wait"):
+        return f"told to stop, {_until('given up', step, now)}"
     if step.state != StepState.STEP_STATE_QUEUED:
         return ""
     parts = [_since(step, now), *_row(step, now), _until("given up", step, now)]

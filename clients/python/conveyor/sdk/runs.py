@@ -80,10 +80,11 @@ class Runs:
         labels: Mapping[str, str] | None = None,
         created_from: datetime | None = None,
         created_before: datetime | None = None,
+        parent_run: str = "",
         view: RunView.ValueType = RunView.RUN_VIEW_BASIC,
         page_size: int = 0,
     ) -> AsyncGenerator[Run, None]:
-        """All that match, newest first, page after page. `resource` needs `definition`."""
+        """All that match, newest first, page after page. `resource` needs `definition`; `parent_run` was retried."""
         request = ListRunsRequest(
             namespace=self._namespace,
             pipeline=pipeline,
@@ -91,6 +92,7 @@ class Runs:
             resource=resource,
             states=states,
             labels=labels or {},
+            parent_run=parent_run,
             view=view,
             page_size=page_size,
         )

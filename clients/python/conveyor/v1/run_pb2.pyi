@@ -576,7 +576,7 @@ class StepRun(_message.Message):
 
     @_builtins.property
     def wait(self) -> Global___StepWait:
-        """GetRun only, while the step is PENDING, QUEUED or RETRYING: what it waits for at the moment of asking."""
+        """GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking."""
 
     def __init__(
         self,
@@ -640,7 +640,9 @@ class StepWait(_message.Message):
 
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
-        """QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready."""
+        """QUEUED: when the queue timeout ends the wait. RETRYING: when the next attempt is ready. RUNNING, and its worker was
+        told to stop because of a cancel or the run's timeout: when it is given up.
+        """
 
     @_builtins.property
     def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenWorker]:

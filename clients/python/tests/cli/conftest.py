@@ -200,7 +200,9 @@ class FakeServer(
 
     def ListRuns(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._take(request, context)
-        return run_service_pb2.ListRunsResponse(runs=self.runs.values())
+        wanted = request.parent_run
+        runs = [run for run in self.runs.values() if not wanted or run.parent_run == wanted]
+        return run_service_pb2.ListRunsResponse(runs=runs)
 
     def CancelRun(self, request: Any, context: Any) -> Any:  # noqa: N802
         run = self._run(request, context)

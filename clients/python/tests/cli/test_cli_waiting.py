@@ -99,12 +99,14 @@ NOBODY = {"message": "nobody is there", "reason": StepReason.STEP_REASON_NO_WORK
             between("RETRYING", message="broken", next_time=SOON),
             "broken (next attempt in 30s)",
         ),
+        (between("RUNNING", wait=StepWait(until=SOON)), "told to stop, given up in 30s"),
+        (between("RUNNING", next_time=SOON), ""),
         (between("RETRYING", message="broken", next_time=JUST_NOW), "broken (next attempt now)"),
     ],
 )
 def test_what_a_step_waits_for(step: StepRun, told: str) -> None:
     assert tables.step_message(step, NOW) == told
-    if step.state != StepState.STEP_STATE_PENDING:
+    if step.state in {StepState.STEP_STATE_QUEUED, StepState.STEP_STATE_RETRYING}:
         assert "1m" not in "".join(tables.step_row(step, NOW)), "its last attempt has ended"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 import click
 from google.protobuf.message import Message
@@ -15,11 +16,11 @@ from conveyor.cli.durations import parse_time
 from conveyor.cli.kinds import DEFINITION, DRIVER, PIPELINE, RESOURCE, RUN, Kind
 from conveyor.cli.options import command, pairs, settings
 from conveyor.cli.output import Row, print_object, print_objects
-from conveyor.cli.refs import Ref, parse_kind, parse_refs, parse_resource, ref
+from conveyor.cli.refs import Ref, parse_kind, parse_refs, parse_resource, parse_run, ref
 from conveyor.cli.session import run
 from conveyor.cli.times import now
 from conveyor.sdk import Client
-from conveyor.v1.run_pb2 import RunState
+from conveyor.v1.run_pb2 import Run, RunState
 
 _TABLES: dict[str, tuple[Row, Callable[[Message, datetime], Row]]] = {
     DEFINITION.name: (tables.DEFINITIONS, tables.definition_row),
@@ -40,6 +41,7 @@ class Filters:
     resource: str = ""
     states: tuple[str, ...] = ()
     since: str = ""
+    parent: str = ""
     limit: int = 0
 
 
@@ -47,10 +49,14 @@ _FITTING = {
     DEFINITION.name: {"labels"},
     PIPELINE.name: {"labels"},
     RESOURCE.name: {"labels", "definition"},
-    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since"},
+    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since", "parent"},
     DRIVER.name: set[str](),
 }
 _OPTIONS = {"labels": "-l", "states": "--state"}
+
+_RETRIED = {RunState.RUN_STATE_FAILED, RunState.RUN_STATE_CANCELLED}
+_RETRIES = 5
+"""Runs that retry a run, the newest ones, that are shown with it."""
 
 
 @command("get")
@@ -88,6 +94,11 @@ def get_driver(name: str) -> None:
     _get(ref(DRIVER, name), 0)
 
 
+_PARENT = click.option(
+    "--parent", metavar="RUN", default="", shell_complete=complete_run, help="Only runs that retry this one."
+)
+
+
 @command("list")
 @click.argument("kind", metavar="KIND", shell_complete=complete_kind)
 @click.option("-l", "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only those with this label.")
@@ -96,6 +107,7 @@ def get_driver(name: str) -> None:
 @click.option("--resource", metavar="DEFINITION/NAME", default="", help="Only runs of this resource.")
 @click.option("--state", "states", metavar="STATE", multiple=True, help="Only runs in this state.")
 @click.option("--since", metavar="TIME", default="", help='Only runs created since then: "2h", or a time.')
+@_PARENT
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_(kind: str, limit: int | None, **filters: object) -> None:
     """List the objects of a kind: definitions, pipelines, resources, runs or drivers."""
@@ -109,6 +121,7 @@ def list_(kind: str, limit: int | None, **filters: object) -> None:
 @click.option("--resource", metavar="DEFINITION/NAME", default="", help="Only of this resource.")
 @click.option("--state", "states", metavar="STATE", multiple=True, help="Only in this state.")
 @click.option("--since", metavar="TIME", default="", help='Only those created since then: "2h", or a time.')
+@_PARENT
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_runs(limit: int | None, **filters: object) -> None:
     """List runs, newest first."""
@@ -123,8 +136,14 @@ def list_drivers() -> None:
 
 def _get(which: Ref, generation: int) -> None:
     options = settings()
-    message = run(options, lambda client: fetch(client, which, generation))
-    print_object(options, message, lambda now: describe(message, now))
+
+    async def work(client: Client) -> tuple[Message, list[Message]]:
+        message = await fetch(client, which, generation)
+        wanted = options.output == "table" and isinstance(message, Run) and message.state in _RETRIED
+        return message, await _collected(client.runs.list(parent_run=which.name), _RETRIES) if wanted else []
+
+    message, retries = run(options, work)
+    print_object(options, message, lambda now: describe(message, now, cast(list[Run], retries)))
 
 
 async def fetch(client: Client, which: Ref, generation: int = 0) -> Message:
@@ -149,7 +168,7 @@ def _history(which: Ref) -> None:
 
 
 def _list(kind: Kind, filters: Filters) -> None:
-    for name in ("labels", "definition", "pipeline", "resource", "states", "since"):
+    for name in ("labels", "definition", "pipeline", "resource", "states", "since", "parent"):
         if getattr(filters, name) and name not in _FITTING[kind.name]:
             raise click.UsageError(f"{_OPTIONS.get(name, f'--{name}')} does not fit {kind.word}s")
     options = settings()
@@ -176,6 +195,7 @@ def _listing(client: Client, kind: Kind, filters: Filters) -> AsyncIterator[Mess
         states=run_states(filters.states),
         labels=labels,
         created_from=_since(filters.since),
+        parent_run=parse_run(filters.parent) if filters.parent else "",
         page_size=page,
     )
 
