@@ -38,10 +38,7 @@ func main() {
 func do(ctx context.Context, c *client.Client, command string, arguments []string) error {
 	switch command {
 	case "start":
-		run, err := c.StartRun(ctx, &conveyorv1.StartRunRequest{
-			Definition: arguments[0], Resource: arguments[1], Pipeline: arguments[2],
-		})
-		return show(run, err)
+		return start(ctx, c, arguments)
 	case "wait":
 		return wait(ctx, c, arguments)
 	case "get":
@@ -70,6 +67,23 @@ func do(ctx context.Context, c *client.Client, command string, arguments []strin
 		return err
 	}
 	return fmt.Errorf("there is no command %s", command)
+}
+
+// start starts a run, once connected and once there is a file of the given name.
+func start(ctx context.Context, c *client.Client, arguments []string) error {
+	if _, err := c.ServerInfo(ctx); err != nil {
+		return err
+	}
+	fmt.Println("connected")
+	for {
+		if _, err := os.Stat(arguments[3]); err == nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return show(c.StartRun(ctx, &conveyorv1.StartRunRequest{
+		Definition: arguments[0], Resource: arguments[1], Pipeline: arguments[2],
+	}))
 }
 
 func wait(ctx context.Context, c *client.Client, arguments []string) error {
