@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.cluster import Layout
+from tests.faults.fault import faults
 from tests.faults.report import failure, summary
 from tests.faults.round import Settings, play
 from tests.faults.tally import Tally
@@ -43,11 +44,13 @@ def main() -> int:
 
 
 def _rounds(given: argparse.Namespace) -> Iterator[Settings]:
+    names = tuple(filter(None, given.faults.split(",")))
+    clock = any(fault.component == "clock" for fault in faults(names).values())
     for seed in range(given.seed, given.seed + given.seeds):
         for store in ("sqlite", "etcd") if given.store == "both" else (given.store,):
             servers = given.servers or 1 + seed % 3
-            layout = Layout(store=store, servers=servers if store == "etcd" else 1, plant=given.plant)
-            yield Settings(seed, layout, given.seconds, tuple(filter(None, given.faults.split(","))))
+            layout = Layout(store, servers if store == "etcd" else 1, plant=given.plant, stepping_clock=clock)
+            yield Settings(seed, layout, given.seconds, names)
 
 
 def _arguments() -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from random import Random
@@ -34,8 +35,11 @@ class Fault(Protocol):
 _MODULES = ("kills", "network", "disk", "broker", "store", "clock")
 
 
-def faults() -> dict[str, Fault]:
-    """One of each, by name. Each module lists its own in `FAULTS`: classes, or other callables, without arguments."""
+def faults(names: Sequence[str] = ()) -> dict[str, Fault]:
+    """One of each, by name. Each module lists its own in `FAULTS`: classes, or other callables, without arguments.
+
+    `names`: only those that are named so or begin so.
+    """
     found: dict[str, Fault] = {}
     for name in _MODULES:
         if find_spec(f"tests.faults.{name}") is None:
@@ -43,5 +47,6 @@ def faults() -> dict[str, Fault]:
         for make in import_module(f"tests.faults.{name}").FAULTS:
             fault: Fault = make()
             assert fault.name not in found, f"two faults are named {fault.name}"
-            found[fault.name] = fault
+            if not names or fault.name.startswith(tuple(names)):
+                found[fault.name] = fault
     return found

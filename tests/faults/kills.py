@@ -134,7 +134,7 @@ class Failpoint:
         """See Fault."""
         number = rng.randrange(len(cluster.servers))
         hits = rng.choice([1, 1, 2, 3, 5, 10, 30])
-        patience = 2.0
+        patience = rng.choice([0.8, 1.5, 3])
         if self._point.endswith("_loss"):
             # A worker that died a moment ago is lost after its TTL, and there are few of them.
             hits, patience = 1, SESSION_TTL + 2.0

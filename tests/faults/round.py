@@ -102,8 +102,8 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
 def choose(names: Sequence[str], cluster: Cluster) -> dict[str, list[Fault]]:
     """The faults of each component that are wanted and can strike here."""
     found: dict[str, list[Fault]] = {}
-    for name, fault in faults().items():
-        if (not names or name.startswith(tuple(names))) and not fault.unfit(cluster):
+    for fault in faults(names).values():
+        if not fault.unfit(cluster):
             found.setdefault(fault.component, []).append(fault)
     return found
 
