@@ -7,7 +7,8 @@ import asyncio
 import structlog
 
 from conveyor.server.config import Config
-from conveyor.store import Tls, open_etcd, open_sqlite
+from conveyor.state import keys
+from conveyor.store import HistoryKeys, Tls, open_etcd, open_sqlite
 from conveyor.store.port import Store, Unavailable
 
 FOLDER = "store"
@@ -39,6 +40,7 @@ async def open_store(config: Config) -> Store:
                 tls=_tls(config),
                 username=config.etcd_username,
                 password=config.etcd_password,
+                history_keys=HistoryKeys(keys.HISTORY, keys.RESTORED),
             )
         except Unavailable as error:
             log.warning("etcd_unavailable", endpoints=",".join(config.etcd), error=str(error), retry_in_s=pause)

@@ -17,6 +17,8 @@ LEADER = ROOT + "leader"
 QUARANTINE = ROOT + "quarantine/"
 RESTORED = ROOT + "restored"
 """There from when the store was put back to an earlier state until the runs have been gone through."""
+HISTORY = ROOT + "history-name"
+"""Names the history of an etcd, which ends when it is restored from a snapshot."""
 
 _INVERT = str.maketrans("0123456789abcdef", "fedcba9876543210")
 

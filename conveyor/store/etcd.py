@@ -25,6 +25,7 @@ from conveyor.store.etcd_client import (
     being_cancelled,
 )
 from conveyor.store.etcd_errors import COMPACTED
+from conveyor.store.etcd_history import HistoryKeys, identify
 from conveyor.store.etcd_watch import Watch
 from conveyor.store.failpoints import failpoint
 from conveyor.store.group import Group, Pending
@@ -97,9 +98,10 @@ class EtcdLease:
 class EtcdStore:
     """See `Store` of the port. Keys on the wire are the texts of the keys in UTF-8, and nothing else."""
 
-    def __init__(self, client: Client, compaction_interval: float) -> None:
+    def __init__(self, client: Client, compaction_interval: float, history: str) -> None:
         """Use `open`."""
         self._client = client
+        self._history = history
         self._closed = asyncio.Event()
         self._group = Group(self._send, _MAX_IN_FLIGHT, client.timeout)
         self._compaction = (
@@ -116,11 +118,14 @@ class EtcdStore:
         password: str = "",
         timeout: float = 5.0,
         compaction_interval: float = 300.0,
+        history_keys: HistoryKeys | None = None,
     ) -> EtcdStore:
         """Connect to any of `endpoints`, such as `http://127.0.0.1:2379`, `https://…` or `host:port`.
 
         `timeout` in seconds bounds each call and each attempt to connect. Every `compaction_interval` seconds (0:
-        never) the history older than that is compacted. Raises Unavailable, ValueError, and OSError for TLS files.
+        never) the history older than that is compacted. `history_keys` says where to keep what tells whether etcd was
+        restored from a snapshot; without, only the cluster's id tells. Raises Unavailable, ValueError, and OSError for
+        TLS files.
         """
         if not endpoints:
             raise ValueError("etcd needs at least one endpoint")
@@ -130,15 +135,16 @@ class EtcdStore:
         client = Client(endpoints, credentials, tls.server_name if tls else "", username, password, timeout)
         try:
             await client.read(STATUS, pb.StatusRequest())
+            history = await identify(client, history_keys) if history_keys is not None else ""
         except BaseException:
             await client.close()
             raise
-        return cls(client, compaction_interval)
+        return cls(client, compaction_interval, history)
 
     @property
     def epoch(self) -> str:
-        """The id of the cluster."""
-        return f"{self._client.cluster_id:x}"
+        """The id of the cluster and the name of its history."""
+        return f"{self._client.cluster_id:x}{self._history}"
 
     async def get(self, key: str) -> KeyValue | None:
         """See `Store.get`."""

@@ -154,7 +154,8 @@ class Store(Protocol):
     def epoch(self) -> str:
         """Names one unbroken history of revisions: a watch position from another epoch means nothing here.
 
-        etcd: the cluster id. SQLite: new at each open, since its history does not outlive the process.
+        etcd: the cluster id, and a name that ends with a restore. SQLite: new at each open, since its history does not
+        outlive the process.
         """
         ...
 

@@ -8,19 +8,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import grpc
 import pytest
 
 from conveyor.sdk import NotFound, Unavailable
 from conveyor.v1.run_pb2 import RunState
-from conveyor.v1.run_service_pb2 import WatchRunsRequest, WatchRunsResponse
-from conveyor.v1.run_service_pb2_grpc import RunServiceStub
 from tests.support.behaviour import Counted, Hold, ok
 from tests.support.belt import Belt, Site, one, state, step
 from tests.support.cli import Cli, Done
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
+from tests.support.watch import until_snapshot
 
 QUICK = ["--session-ttl", "3s", "--lease-ttl", "2s"]
 
@@ -46,19 +44,6 @@ async def restored(site: Site, file: Path) -> None:
     await asyncio.to_thread(site.server.kill)
     assert (await command(site, "restore", file, "--force")).code == 0
     await asyncio.to_thread(site.server.start)
-
-
-async def first_of_watch(belt: Belt, cursor: str = "") -> list[WatchRunsResponse]:
-    """What a watch of all runs says until its snapshot is complete."""
-    said: list[WatchRunsResponse] = []
-    async with grpc.aio.insecure_channel(belt.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        watch = RunServiceStub(channel).WatchRuns(WatchRunsRequest(namespace=belt.namespace, cursor=cursor))
-        while not said or not said[-1].HasField("snapshot_end"):
-            response = await watch.read()
-            assert isinstance(response, WatchRunsResponse)
-            said.append(response)
-        watch.cancel()
-    return said
 
 
 class Writers:
@@ -94,12 +79,12 @@ async def test_what_was_acknowledged_before_the_backup_is_there_and_ends(own_sit
         assert (await command(own_site, "backup", file)).code == 0
         backed_up = len(writers.acknowledged)
         await until(lambda: len(writers.acknowledged) > backed_up + 50)
-        cursor = (await first_of_watch(belt))[-1].cursor
+        cursor = (await until_snapshot(belt.address, belt.namespace))[-1].cursor
         await asyncio.to_thread(own_site.server.kill)
         await writers.stop()
         await restored(own_site, file)
 
-        said = await first_of_watch(belt, cursor)
+        said = await until_snapshot(belt.address, belt.namespace, cursor)
         assert said[0].HasField("reset")
         there = {run.id async for run in belt.client.runs.list()}
         assert there >= set(before)

@@ -906,8 +906,11 @@ class StatusResponse(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RAFT_INDEX_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the member, such as `3.6.1`."""
+    raft_index: _builtins.int
+    """The index of the last entry of the cluster's log that is committed, as the member knows."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader:
         """The header."""
@@ -917,10 +920,11 @@ class StatusResponse(_message.Message):
         *,
         header: Global___ResponseHeader | None = ...,
         version: _builtins.str = ...,
+        raft_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "raft_index", b"raft_index", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
