@@ -79,9 +79,12 @@ async def test_what_a_handler_does_becomes_the_result(belt: Belt, go: Go, transp
 async def test_lines_come_in_order_and_before_the_result(belt: Belt, go: Go, transport: str) -> None:
     go.driver(belt, "many", "lines", 3000, transport=transport)
     go.driver(belt, "mixed", "logging", transport=transport)
-    await belt.pipeline(step("many"), step("mixed"))
-    run = await belt.ended(await belt.start())
-    assert state(run) == "SUCCEEDED"
+    # The run ends with the step of many lines: who follows them does not wait for more.
+    await belt.pipeline(step("mixed"), step("many"))
+    run = await belt.start()
+    followed = await belt.lines(run, follow=True)
+    assert state(await belt.ended(run)) == "SUCCEEDED"
+    assert len(followed) == 3000 + 7
     assert await belt.lines(run, step="many") == [f"line {n + 1}" for n in range(3000)]
     lines = await belt.lines(run, step="mixed")
     assert lines[:4] == [
