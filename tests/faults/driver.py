@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conveyor.sdk import Driver, Job, JobCancelled
+from conveyor.sdk import Driver, Job
 from conveyor.sdk.grpc_transport import GrpcTransport
-from conveyor.v1.result_pb2 import Disposition, ResultAck
+from conveyor.v1.result_pb2 import Disposition, DriverResult, Outcome, ResultAck
 from tests.faults.history import Recorder
 
 
@@ -30,7 +30,7 @@ class Actor:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    async def __call__(self, job: Job) -> dict[str, object]:
+    async def __call__(self, job: Job) -> dict[str, object] | DriverResult:
         act: dict[str, Any] = _act(job)
         token = short(job.assignment.token)
         lines = int(act.get("lines", 0))
@@ -42,15 +42,14 @@ class Actor:
             await self._work(job, token, act)
             answer = act["answer"]
         except asyncio.CancelledError:
-            self._note("answered", job, token=token, answer="stopped")
-            raise
+            answer = "stopped"
         self._note("answered", job, token=token, answer=answer)
         if answer == "fail":
             raise job.fail(f"no {token}")
         if answer == "refuse":
             raise job.fail(f"never {token}", retryable=False)
-        if answer == "give-up":
-            raise JobCancelled(f"gave up {token}")
+        if answer in ("give-up", "stopped"):
+            return DriverResult(outcome=Outcome.OUTCOME_CANCELLED, message=f"{answer} {token}")
         return {"token": token, "attempt": job.attempt}
 
     async def _work(self, job: Job, token: str, act: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from tests.faults.history import ENDED, Event, History, Violation, run_state, st
 from tests.faults.model import LOSSES, Model, ModelStep, model
 
 _JUDGED = frozenset({"NEED_FAILED", "NEED_SKIPPED", "NO_NEED_FAILED"})
+# What drivers say, with the token of the attempt that they answer.
+_SAID = re.compile(r"(?:no|never|give-up|stopped) ([0-9a-f]{12})")
 _STOPPED = frozenset({"RUN_CANCELLED", "RUN_TIMED_OUT", "ABANDONED"})
 
 
@@ -145,6 +148,10 @@ class _Case:
         lost = [each for each in attempts if _reason(each) == "WORKER_LOST"]
         if len(failed) > step.failures or len(lost) > LOSSES + 1:
             yield f"{step.name} had {len(failed)} failures of {step.failures}, and lost {len(lost)} workers"
+        for attempt in attempts:
+            said = _SAID.fullmatch(attempt.message)
+            if said and (attempt.number, said[1]) not in self._tokens(step.name):
+                yield f"attempt {attempt.number} of {step.name} ended by the answer of another: {attempt.message}"
         if state == "SUCCEEDED" and not stored.inherited and not self._answered(step.name, stored, "ok"):
             yield f"{step.name} is SUCCEEDED, and no driver said so"
         # All finally steps together have a timeout of their own, which the run's reason need not tell.
@@ -171,6 +178,10 @@ class _Case:
             yield f"{step.name} timed out in the queue without a timeout"
         elif reason == "WORKER_LOST" and lost <= LOSSES and not stopped:
             yield f"{step.name} is FAILED after {lost} lost workers"
+
+    def _tokens(self, step: str) -> set[tuple[int, str]]:
+        """The attempts that drivers answered, each with its token."""
+        return {(event["attempt"], event["token"]) for event in self._events(step, "answered")}
 
     def _answered(self, step: str, stored: StepRun, answer: str) -> bool:
         """Whether a driver gave this answer in the attempt that counts, under the token that is stored."""

@@ -16,7 +16,7 @@ _RULES = [
     TriggerRule.TRIGGER_RULE_ONE_FAILED,
     TriggerRule.TRIGGER_RULE_ALL_DONE,
 ]
-_ANSWERS = [*["ok"] * 20, "fail", "fail", "fail", "refuse", "give-up", "hang"]
+_ANSWERS = [*["ok"] * 20, "fail", "fail", "fail", "refuse", "give-up", "hang", "hang"]
 
 _POLICIES = [
     *[ConcurrencyPolicy.CONCURRENCY_POLICY_UNSPECIFIED] * 4,
@@ -61,9 +61,10 @@ def _random_step(rng: Random, name: str, drivers: list[str]) -> tuple[Step, Acts
     step.timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 1.5) if hangs else rng.uniform(3, 8)))
     if rng.random() < 0.15:
         step.queue_timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 5)))
-    if rng.random() < 0.5:
-        step.retry.CopyFrom(RetryPolicy(max_attempts=rng.randint(1, 4)))
-        step.retry.initial_backoff.FromTimedelta(timedelta(seconds=rng.choice([0, 0.05, 0.5])))
+    if hangs or rng.random() < 0.5:
+        # The attempt that took too long and the next one meet.
+        step.retry.CopyFrom(RetryPolicy(max_attempts=rng.randint(2 if hangs else 1, 4)))
+        step.retry.initial_backoff.FromTimedelta(timedelta(seconds=rng.choice([0, 0, 0.05, 0.5])))
     return step, acts
 
 
@@ -71,7 +72,7 @@ def _random_act(rng: Random) -> dict[str, Any]:
     answer = rng.choice(_ANSWERS)
     return {
         "answer": answer,
-        "seconds": 20 if answer == "hang" else rng.choice([0, 0, 0.01, 0.05, 0.3, 1]),
+        "seconds": 20 if answer == "hang" else rng.choice([0, 0, 0.01, 0.05, 0.3, 1, 2]),
         "lines": rng.choice([0, 0, 1, 5, 40]),
         "stubborn": answer != "hang" and rng.random() < 0.1,
     }

@@ -146,6 +146,10 @@ def _given_up_too_soon(history: History) -> None:
     _event(history, "answered", 1)["answer"] = "fail"
 
 
+def _answer_of_another(history: History) -> None:
+    history.runs["r"].steps[0].attempts[0].message = "stopped 0123456789ab"
+
+
 def _nobody_answered(history: History) -> None:
     history.events.remove(_event(history, "answered", 1))
 
@@ -252,6 +256,7 @@ def _descriptors(history: History) -> None:
         (3, _started_after_cancel),
         (3, _given_up_too_soon),
         (3, _nobody_answered),
+        (3, _answer_of_another),
         (3, _wrong_input),
         (3, _overlapping),
         (4, _counted_twice),
