@@ -16,6 +16,9 @@ from starlette.types import ASGIApp
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """After 30 s of silence every 10 s, three times."""
 
+_UNWIND_WITHIN = 1.0
+"""Seconds that calls have to notice that their clients are gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tls:
@@ -39,6 +42,7 @@ class HttpListener:
     def __init__(self, app: ASGIApp, host: str, port: int, tls: Tls | None, drain_timeout: float) -> None:
         """Raises OSError when the address is taken."""
         self._socket = _bind(host, port)
+        self._drain_timeout = drain_timeout
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -50,7 +54,6 @@ class HttpListener:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=max(1, round(drain_timeout)),
                 ssl_certfile=tls.cert if tls is not None else None,
                 ssl_keyfile=tls.key if tls is not None else None,
                 ssl_ca_certs=str(tls.client_ca) if tls is not None and tls.client_ca is not None else None,
@@ -70,11 +73,23 @@ class HttpListener:
         self._serving = asyncio.create_task(self._server.serve([self._socket]), name="http")
 
     async def stop(self) -> None:
-        """Take no more connections, and let calls end."""
+        """Take no more connections, and let calls end, but not for ever."""
         self._server.should_exit = True
         if self._serving is not None:
+            _, late = await asyncio.wait([self._serving], timeout=self._drain_timeout)
+            if late:
+                await self._break_off()
             await self._serving
         self._socket.close()
+
+    async def _break_off(self) -> None:
+        """Drop clients that do not read, whose streams end by that, and wait no longer for anything else."""
+        state = self._server.server_state
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=_UNWIND_WITHIN)
+        self._server.force_exit = True
 
 
 def _bind(host: str, port: int) -> socket.socket:

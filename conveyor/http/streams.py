@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +59,8 @@ def form_of(accept: str) -> Form:
 class StreamResponse(Response):
     """Writes responses as they come, no faster than the client reads, and ends the call when the client is gone."""
 
-    def __init__(
-        self,
-        responses: AsyncGenerator[Message, None],
-        form: Form,
-        timeout: float | None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(headers=headers, media_type=form.media_type)
+    def __init__(self, responses: AsyncGenerator[Message, None], form: Form, timeout: float | None) -> None:
+        super().__init__(media_type=form.media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
         # nginx would gather what is to be seen at once.

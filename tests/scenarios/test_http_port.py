@@ -15,7 +15,7 @@ from tests.support.belt import Belt, Site, step
 from tests.support.certificates import Authority
 from tests.support.cli import Cli
 from tests.support.etcd import VERSIONS, Etcd, binary
-from tests.support.http import Http, http_url
+from tests.support.http import Http, begin, http_url, much_news
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
@@ -154,19 +154,33 @@ async def test_a_drain_ends_streams_and_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
+async def test_a_call_that_has_begun_is_answered(tmp_path: Path) -> None:
+    server = await asyncio.to_thread(serve, tmp_path)
+    url = http_url(server)
+    with await asyncio.to_thread(begin, url, "RunService/ListRuns", {}, sent=1) as connection:
+        stopping = asyncio.create_task(asyncio.to_thread(server.stop))
+
+        async def closed() -> bool:
+            try:
+                await asyncio.to_thread(post, url)
+            except httpx.ConnectError:
+                return True
+            return False
+
+        await until(closed, "the port to close")
+        connection.sendall(b"}")
+        answer = await asyncio.to_thread(connection.recv, 4096)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert await stopping == 0
+
+
 async def test_a_reader_that_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
     server = await asyncio.to_thread(serve, tmp_path, "--drain-timeout", "1s")
     site = Site(server, NatsServer(tmp_path / "unused"))
     async with await asyncio.to_thread(Belt, site, tmp_path) as belt:
-        await belt.pipeline(step("a", "nobody"), context={"text": "x" * 400_000})
-        host, _, port = http_url(server).removeprefix("http://").rpartition(":")
-        with socket.create_connection((host, int(port))) as reader:
-            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            body = json.dumps({"namespace": belt.namespace, "name": "release"})
-            head = "POST /conveyor.v1.PipelineService/GetPipeline HTTP/1.1\r\nHost: localhost\r\n"
-            call = f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-            # Answers for more than all buffers on the way hold.
-            reader.sendall(call * 40)
+        watch = {"namespace": belt.namespace}
+        with await asyncio.to_thread(begin, http_url(server), "RunService/WatchRuns", watch):
+            await much_news(belt)
             assert await asyncio.to_thread(server.stop) == 0
     assert "Traceback" not in server.log.read_text()
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from conveyor.sdk import Job
-from conveyor.v1.resource_pb2 import Resource
-from tests.support.behaviour import Hold, ok
+from tests.support.behaviour import Hold
 from tests.support.belt import Belt, step
-from tests.support.http import Http, http_url
+from tests.support.http import Http, begin, http_url, much_news
 from tests.support.metrics import scrape
 from tests.support.wait import until
 
@@ -183,29 +180,14 @@ async def test_readers_that_leave_leave_nothing_behind(belt: Belt) -> None:
 
 async def test_a_reader_that_stops_reading_gets_the_newest_state_later(belt: Belt) -> None:
     """What it did not take does not pile up; every run's end is seen, with what was skipped told."""
-    belt.drive("a", ok, slots=16)
-    await belt.pipeline(*(step(f"s{i}", "a") for i in range(6)))
-    where = urlsplit(http_url(belt.site.server))
-    assert where.port is not None
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    await asyncio.to_thread(reader.connect, ("127.0.0.1", where.port))
-    body = json.dumps({"namespace": belt.namespace})
-    head = "POST /conveyor.v1.RunService/WatchRuns HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    reader.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    url = http_url(belt.site.server)
+    reader = await asyncio.to_thread(begin, url, "RunService/WatchRuns", {"namespace": belt.namespace})
     await until_watched(belt, 1)
-    labels = {f"{'k' * 100}{i}": "v" * 250 for i in range(60)}
-    runs = []
-    for i in range(60):
-        made = Resource(definition="app", name=f"r{i}", pipeline="release", labels=labels)
-        runs.append((await belt.client.resources.create(made)).run)
-    for run in runs:
-        await belt.ended(run)
+    open_runs, skipped = await much_news(belt), 0
     stream = asyncio.StreamReader(limit=1 << 26)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_accepted_socket(lambda: asyncio.StreamReaderProtocol(stream), reader)
     assert (await stream.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-    open_runs, skipped = {run.id for run in runs}, 0
     async with asyncio.timeout(60):
         while open_runs:
             size = int(await stream.readline(), 16)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
+from conveyor.v1.resource_pb2 import Resource
+from tests.support.behaviour import ok
+from tests.support.belt import Belt, step
 from tests.support.server import ConveyorServer
 
 
@@ -59,3 +64,33 @@ class Http:
         body = json.dumps({"namespace": self.namespace, **request})
         async with self.client.stream("POST", f"/conveyor.v1.{method}", content=body, headers=sent) as answer:
             yield answer
+
+
+def begin(url: str, method: str, request: Mapping[str, Any], *, sent: int | None = None) -> socket.socket:
+    """A call on a connection of its own, whose answer waits to be read; of the body only so many bytes are sent."""
+    where = urlsplit(url)
+    assert where.hostname is not None
+    connection = socket.socket()
+    # A small window, so that what is not read soon stands still.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((where.hostname, where.port))
+    body = json.dumps(request)
+    head = f"POST /conveyor.v1.{method} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body[:sent]}".encode())
+    return connection
+
+
+async def much_news(belt: Belt) -> set[str]:
+    """Ended runs, by their ids, of which a watch says more than fits into all buffers on the way."""
+    belt.drive("a", ok, slots=16)
+    await belt.pipeline(*(step(f"s{i}", "a") for i in range(6)))
+    labels = {f"{'k' * 100}{i}": "v" * 250 for i in range(60)}
+    runs = set()
+    for i in range(60):
+        made = Resource(definition="app", name=f"r{i}", pipeline="release", labels=labels)
+        created = await belt.client.resources.create(made)
+        assert created.run is not None
+        runs.add(created.run.id)
+    for run in runs:
+        await belt.ended(run)
+    return runs
