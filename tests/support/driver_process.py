@@ -18,7 +18,7 @@ class DriverProcess:
         self.log = log
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, name, *behaviour],
+                [sys.executable, "-P", "-m", "tests.support.driver_process", name, *behaviour],
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 stderr=sink,
             )
