@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -19,6 +20,7 @@ RunKey = tuple[str, str]
 _BUCKET = 20_000  # microseconds: how late a timer may be, against how many sets there are
 _LONGEST_SLEEP = 1.0
 _SPARE = 64
+_REMEMBERED = 4096
 
 
 class Timers:
@@ -29,13 +31,16 @@ class Timers:
         self._bucket_of: dict[RunKey, int] = {}
         self._buckets: dict[int, set[RunKey]] = {}
         self._heap: list[int] = []
+        self._over: OrderedDict[RunKey, None] = OrderedDict()
         self._earlier = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._bucket_of)
 
     def set(self, key: RunKey, time: int) -> None:
-        """Have the run ticked at `time` (microseconds) or soon after, unless it is due earlier anyway."""
+        """Have the run ticked at `time` (microseconds) or soon after, unless it is due earlier anyway or has ended."""
+        if key in self._over:
+            return
         bucket = time // _BUCKET + 1
         known = self._bucket_of.get(key)
         if known is not None:
@@ -52,7 +57,10 @@ class Timers:
         members.add(key)
 
     def forget(self, key: RunKey) -> None:
-        """The run needs no Tick any more."""
+        """The run has ended. Who read it just before and comes late with a timer is not listened to."""
+        self._over[key] = None
+        if len(self._over) > _REMEMBERED:
+            self._over.popitem(last=False)
         bucket = self._bucket_of.pop(key, None)
         if bucket is not None:
             self._take_out(key, bucket)

@@ -86,6 +86,14 @@ def test_forgotten_timers_take_no_room_until_their_time() -> None:
     assert timers.due() == [("ns", "last")]
 
 
+def test_a_run_that_has_ended_gets_no_timer_any_more() -> None:
+    """Whoever resumes a run may have read it before the watch told of its end."""
+    timers = Timers(lambda: 0)
+    timers.forget(("default", "a"))
+    timers.set(("default", "a"), SECOND)
+    assert len(timers) == 0
+
+
 async def test_a_tick_that_fails_stops_no_other() -> None:
     timers = Timers(lambda: SECOND)
     ticked: list[str] = []
