@@ -223,7 +223,7 @@ func (w *jetWorker) untilFinished(ctx context.Context) {
 		case <-time.After(time.Second):
 		}
 		w.mu.Lock()
-		idle, done := w.draining() && len(w.jobs) == 0, len(w.tickets) == 0 && w.tasks == 0
+		idle, done := w.puller.ended && len(w.jobs) == 0, len(w.tickets) == 0 && w.tasks == 0
 		w.mu.Unlock()
 		switch {
 		case !idle:

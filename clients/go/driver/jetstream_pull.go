@@ -17,6 +17,8 @@ const (
 	// Short, so that requests which a restarted broker forgot are made anew soon.
 	pullExpires = 4 * time.Second
 	pullLate    = time.Second
+	// What a worker that drains waits for at most, for messages that are on their way.
+	endWithin = 2 * time.Second
 )
 
 // pull is an open request: how many messages it may still bring, and when it is over.
@@ -36,6 +38,7 @@ type puller struct {
 	// All guarded by the runner's mu.
 	gone    bool
 	refused bool
+	ended   bool
 	number  int
 	open    map[int]*pull
 }
@@ -62,13 +65,12 @@ func (p *puller) run(ctx context.Context) {
 		w.logger.Error("cannot pull", "error", err)
 		return
 	}
-	defer func() { _ = messages.Unsubscribe() }()
 	// No more comes than was asked for.
 	_ = messages.SetPendingLimits(-1, -1)
 	go func() {
 		select {
 		case <-w.drained:
-			signalTo(p.wake)
+			p.end(messages)
 		case <-ctx.Done():
 		}
 	}()
@@ -92,6 +94,20 @@ func (p *puller) run(ctx context.Context) {
 		p.ask()
 		p.pause(ctx)
 	}
+}
+
+// end withdraws the open requests, and waits for what is on its way: it goes to other workers at once.
+func (p *puller) end(messages *nats.Subscription) {
+	w := p.worker
+	_ = messages.Drain()
+	_ = w.nc.FlushTimeout(endWithin)
+	for late := time.Now().Add(endWithin); messages.IsValid() && time.Now().Before(late); {
+		time.Sleep(time.Millisecond)
+	}
+	w.mu.Lock()
+	p.ended = true
+	w.mu.Unlock()
+	signalTo(w.changed)
 }
 
 // ask opens a request for the slots that no other one is for.
