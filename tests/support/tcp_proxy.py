@@ -23,6 +23,8 @@ class TcpProxy:
         self._refusing = False
         self.connections = 0
         """Connections accepted so far."""
+        self.held = 0
+        """Pieces of what passes that had to wait so far."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -47,6 +49,11 @@ class TcpProxy:
     def hold_answers(self) -> None:
         """What the target says waits from now on; what it is told passes."""
         self._answers.clear()
+
+    def let_pass(self) -> None:
+        """What was held passes, and all that follows."""
+        self._answers.set()
+        self._requests.set()
 
     def freeze(self) -> None:
         """Nothing passes any more on the connections of now, and they stay open; new ones work."""
@@ -91,6 +98,8 @@ class TcpProxy:
     async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await source.read(65_536):
+                if not gate.is_set():
+                    self.held += 1
                 await gate.wait()
                 sink.write(data)
                 await sink.drain()
