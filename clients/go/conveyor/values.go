@@ -2,13 +2,16 @@ package conveyor
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"math/big"
+	"reflect"
 	"strconv"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/structpb"
 )
@@ -39,14 +42,17 @@ func Struct(value any) (*structpb.Struct, error) {
 	if err != nil {
 		return nil, &ValueError{"$", err.Error()}
 	}
-	if replacesText(body) {
-		return nil, &ValueError{"$", "some text is not valid Unicode"}
+	if err := checkText("$", reflect.ValueOf(value)); err != nil {
+		return nil, err
 	}
 	return ParseStruct(body)
 }
 
 // ParseStruct turns the text of a JSON object into a free-form value, by the same rules as [Struct].
 func ParseStruct(body []byte) (*structpb.Struct, error) {
+	if !utf8.Valid(body) {
+		return nil, &ValueError{"$", "the text is not valid Unicode"}
+	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.UseNumber()
 	var object map[string]any
@@ -136,19 +142,51 @@ func exact(path, text string) (float64, error) {
 	return number, nil
 }
 
-// replacesText says whether encoding/json put a replacement for what is not Unicode: only then it writes that as an
-// escape.
-func replacesText(body []byte) bool {
-	for i := 0; i < len(body); i++ {
-		if body[i] != '\\' {
-			continue
-		}
-		if bytes.HasPrefix(body[i+1:], []byte("ufffd")) {
-			return true
-		}
-		i++
+var (
+	marshaler     = reflect.TypeFor[json.Marshaler]()
+	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
+)
+
+// checkText looks for text that is not Unicode, which encoding/json would change silently. It looks where that looks, but
+// not at what has a way of its own to be written.
+func checkText(path string, value reflect.Value) error {
+	if value.IsValid() && (value.Type().Implements(marshaler) || value.Type().Implements(textMarshaler)) {
+		return nil
 	}
-	return false
+	switch value.Kind() {
+	case reflect.String:
+		if !utf8.ValidString(value.String()) {
+			return &ValueError{path, "the text is not valid Unicode"}
+		}
+	case reflect.Pointer, reflect.Interface:
+		return checkText(path, value.Elem())
+	case reflect.Slice, reflect.Array:
+		for i := range value.Len() {
+			if err := checkText(path+"["+strconv.Itoa(i)+"]", value.Index(i)); err != nil {
+				return err
+			}
+		}
+	case reflect.Map:
+		for each := value.MapRange(); each.Next(); {
+			key := each.Key().String()
+			if !utf8.ValidString(key) {
+				return &ValueError{path, "a key is not valid Unicode"}
+			}
+			if err := checkText(member(path, key), each.Value()); err != nil {
+				return err
+			}
+		}
+	case reflect.Struct:
+		for field, each := range value.Fields() {
+			if !field.IsExported() || field.Tag.Get("json") == "-" {
+				continue
+			}
+			if err := checkText(path+"."+field.Name, each); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func member(path, key string) string {
