@@ -11,7 +11,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tools demo test faults lint format gen gen-check release-image lock wheels bench clean distclean
+.PHONY: help setup tools demo test faults faults-planted lint format gen gen-check release-image lock wheels bench clean distclean
 
 help: ## Show the targets
 	@echo 'usage: make TARGET [ARGS="…"]'
@@ -28,6 +28,9 @@ test: $(VENV)/.dev tools ## Run all tests, TEST_JOBS files at a time; ARGS go to
 faults: $(VENV)/.dev tools ## Play N=10 rounds of faults; STORE=sqlite|etcd SEED=1 FAULTS=kill-,freeze-server ARGS="…"
 	$(BIN)/python -m tests.faults --seeds $(or $(N),10) --store $(or $(STORE),both) --seed $(or $(SEED),1) \
 		--faults "$(FAULTS)" $(ARGS)
+
+faults-planted: $(VENV)/.dev tools ## Find all deliberate bugs by rounds of faults; ARGS="BUG --seeds 3"
+	$(BIN)/python -m tests.faults.hunt $(ARGS)
 
 lint: $(VENV)/.dev gen-check go-check ## Check style, types, imports, protos, generated code and the Go module
 	$(BIN)/ruff check
