@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from conveyor.api.errors import translate
 from conveyor.http.about import OPENAPI, about, openapi
 from conveyor.http.answers import ErrorResponse, answer
 from conveyor.http.calls import Calls
-from conveyor.http.failures import CallFailed, failed
+from conveyor.http.failures import CallFailed, failed, refused
 from conveyor.http.methods import Method, methods
 from conveyor.http.requests import check_headers, message_of, timeout_of
 from conveyor.http.streams import StreamResponse, form_of
@@ -28,7 +29,7 @@ def make_app(calls: Calls) -> Starlette:
     for method in methods():
         verbs = ["GET", "POST"] if method.reads else ["POST"]
         routes.append(Route(method.path, _endpoint(calls, method), methods=verbs))
-    return Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb})
+    return Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb, 500: _broken})
 
 
 def _endpoint(calls: Calls, method: Method) -> Endpoint:
@@ -60,3 +61,8 @@ async def _wrong_verb(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     failure = failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers=headers)
     return ErrorResponse(failure, unread=True)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """What the handlers raise they have answered themselves: this is a mistake on the way to or from them."""
+    return ErrorResponse(refused(translate(error, request.url.path)), unread=True)

@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from conveyor.api.errors import translate
 from conveyor.http.answers import ErrorResponse, timed_out
-from conveyor.http.failures import CallFailed
+from conveyor.http.failures import CallFailed, refused
 from conveyor.http.writer import to_line, write
 from conveyor.v1 import log_service_pb2
 
@@ -73,7 +74,7 @@ class StreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI wants it."""
         writing = asyncio.create_task(self._write(scope, receive, send))
-        tasks = [writing, asyncio.create_task(self._run()), asyncio.create_task(_gone(receive))]
+        tasks = [writing, asyncio.create_task(self._run(scope["path"])), asyncio.create_task(_gone(receive))]
         try:
             await asyncio.wait([writing, tasks[-1]], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -83,7 +84,7 @@ class StreamResponse(Response):
         if not writing.cancelled():
             writing.result()
 
-    async def _run(self) -> None:
+    async def _run(self, path: str) -> None:
         """Make the call; its end, good or bad, is the last that comes into the queue."""
         end: CallFailed | None = None
         try:
@@ -94,6 +95,8 @@ class StreamResponse(Response):
             end = failure
         except TimeoutError:
             end = timed_out()
+        except Exception as error:  # noqa: BLE001  # without an end in the queue the stream would have none
+            end = refused(translate(error, path))
         await self._queue.put(end)
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
