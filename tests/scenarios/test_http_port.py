@@ -6,6 +6,8 @@ import asyncio
 import json
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -41,6 +43,12 @@ def test_dev_has_it_and_production_must_ask_for_it() -> None:
     assert 'http_listen = "127.0.0.1:7462"' in dev
     urls = ("--etcd", "http://127.0.0.1:2379", "--nats", "nats://127.0.0.1:4222")
     assert 'http_listen = ""' in given("server", "start", *urls, "--check-config").out
+
+
+def test_a_server_without_it_does_not_load_it() -> None:
+    program = "import sys, conveyor.server.app; print({'starlette', 'uvicorn', 'conveyor.http'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(
