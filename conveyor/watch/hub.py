@@ -171,7 +171,8 @@ class Hub:
                 if item is None:
                     # Nothing waits: all that the feed has seen was of no interest. Who resumes need not go through it.
                     seen = max(seen, self._feed.revision)
-                    yield run_service_pb2.WatchRunsResponse(heartbeat=self._heartbeat(), cursor=self._cursor(seen))
+                    told = self._cursor(seen) if seen >= newest_known else ""
+                    yield run_service_pb2.WatchRunsResponse(heartbeat=self._heartbeat(), cursor=told)
                     continue
                 if isinstance(item, Reset):
                     yield run_service_pb2.WatchRunsResponse(reset=_reset_message())
@@ -191,7 +192,7 @@ class Hub:
                 if revision >= newest_known:
                     known.clear()
                 messages = await self._many(wanted, fresh, shown)
-                if messages:
+                if messages and seen >= newest_known:
                     messages[-1].cursor = self._cursor(seen)
                 for message in messages:
                     yield message
@@ -225,7 +226,11 @@ class Hub:
     async def _snapshot(
         self, wanted: RunFilter, revision: int, known: dict[str, int]
     ) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
-        """The matching unfinished runs; `known` gets the revision at which each was read."""
+        """The matching unfinished runs; `known` gets the revision at which each was read.
+
+        Runs may be newer than the feed, whose revision is where changes go on from. Until it has caught up there is
+        no position to go on from later: another stream would not know which changes the snapshot has shown already.
+        """
         active = [run for namespace, run in await self._runs.active() if namespace == wanted.namespace]
         part: list[run_pb2.Run] = []
         size = 0
@@ -242,7 +247,8 @@ class Hub:
                 part.append(view)
         if part:
             yield run_service_pb2.WatchRunsResponse(snapshot=run_pb2.RunSnapshot(runs=part))
-        yield run_service_pb2.WatchRunsResponse(snapshot_end=run_pb2.SnapshotEnd(), cursor=self._cursor(revision))
+        position = self._cursor(revision) if revision >= max(known.values(), default=0) else ""
+        yield run_service_pb2.WatchRunsResponse(snapshot_end=run_pb2.SnapshotEnd(), cursor=position)
 
     # Common
 

@@ -321,6 +321,42 @@ async def test_nothing_older_than_the_snapshot_is_shown_after_it(
     await worker.cut()
 
 
+async def test_nothing_older_than_the_snapshot_is_shown_to_who_resumes(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is newer than the feed, and the stream breaks right behind it: its reader has to begin anew."""
+    run = await replica.launch(step("a"), step("b"))
+    plain = replica.runs.active
+    held = asyncio.Event()
+
+    async def slow() -> list[tuple[str, str]]:
+        await held.wait()
+        return await plain()
+
+    monkeypatch.setattr(replica.runs, "active", slow)
+    stream = replica.hub.watch_runs(ALL)
+    first = asyncio.ensure_future(anext(stream))
+    await until(lambda: replica.hub.subscribers)
+    worker = await Worker(replica, "a").connect()
+    await replica.in_state(run, "b", QUEUED)
+    await caught_up(replica)
+    held.set()
+    (shown,) = (await first).snapshot.runs
+    end = await anext(stream)
+    assert (kind(end), end.cursor) == ("snapshot_end", "")
+    await replica.launch(step("c"))
+    cursor = ""
+    while not cursor:
+        cursor = (await asyncio.wait_for(anext(stream), 10)).cursor
+    await stream.aclose()  # type: ignore[attr-defined]
+    resumed = Watch(replica.hub.watch_runs(ALL, cursor))
+    await finish(replica, run)
+    await until(lambda: any(change.run.id == run for change in resumed.changes))
+    assert all(int(change.run.etag, 16) > int(shown.etag, 16) for change in resumed.changes if change.run.id == run)
+    await resumed.stop()
+    await worker.cut()
+
+
 async def test_a_reset_of_the_store_begins_anew(replica: Replica) -> None:
     run = await replica.launch(step("a"))
     one = await Watch(replica.hub.watch_run("default", run)).begun()
