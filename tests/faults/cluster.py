@@ -15,7 +15,7 @@ from typing import Self
 
 from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.nats import NatsServer
-from tests.support.server import ConveyorServer
+from tests.support.server import ConveyorServer, ServerFailed
 from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,8 @@ SESSION_TTL = 3.0
 """Seconds after which a silent worker is lost; the least that the server takes."""
 LEASE_TTL = 2.0
 """Seconds after which a silent replica is dead; the least that the server takes."""
+
+_TRIES = 5
 
 _DRAIN = 5.0
 """Seconds for a driver to end what it is at."""
@@ -139,6 +141,8 @@ class Cluster:
         self.proxies: dict[str, TcpProxy] = {}
         self.environments: list[dict[str, str]] = []
         """What each server finds in its environment at its next start, besides ours."""
+        self.failures: list[str] = []
+        """Servers that ended instead of starting. Somebody would start them again, hence so do we."""
         self._locks: dict[int, asyncio.Lock] = {}
         self._opened = contextlib.AsyncExitStack()
 
@@ -191,8 +195,15 @@ class Cluster:
 
     async def restart(self, process: Process) -> None:
         """Bring a process back that was killed or died, and wait until it is ready; one that lives is killed first."""
-        await asyncio.to_thread(_end, process)
-        await asyncio.to_thread(process.start)
+        for _ in range(_TRIES):
+            await asyncio.to_thread(_end, process)
+            try:
+                await asyncio.to_thread(process.start)
+            except ServerFailed as error:
+                self.failures.append(f"{self.name_of(process)} did not start: {str(error).splitlines()[-1]}")
+            else:
+                return
+        raise ServerFailed(self.failures[-1])
 
     async def drive(self, unit: DriverUnit) -> None:
         """Add a driver process and start it."""

@@ -75,7 +75,7 @@ _EXPECTED = ("could not write", "[nats.aio.client]")
 
 def mistakes(cluster: Cluster) -> list[str]:
     """Lines that a server wrote at level error or above: whatever faults do, there is a plan for it."""
-    found: list[str] = []
+    found = list(cluster.failures)
     for server in cluster.servers:
         lines = server.log.read_text().splitlines() if server.log.exists() else []
         bad = [line for line in lines if _MISTAKE.search(line) and not any(each in line for each in _EXPECTED)]
