@@ -15,6 +15,8 @@ from tests.support.belt import Belt, Site, one, state, states, step, step_reason
 from tests.support.golang import Go, Held
 from tests.support.wait import until
 
+# The first build on a machine takes a minute.
+pytestmark = pytest.mark.timeout(600)
 both_transports = pytest.mark.parametrize("transport", ["grpc", "jetstream"])
 
 

@@ -16,6 +16,8 @@ from tests.support.golang import MODULE, ROOT, Go, Held, build, compiler, enviro
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 
+# The first build on a machine takes a minute.
+pytestmark = pytest.mark.timeout(600)
 UNKNOWN = "01a00000-0000-7000-8000-000000000000"
 
 

@@ -15,6 +15,9 @@ from tests.support.server import ConveyorServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 
+# The first build on a machine takes a minute.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
