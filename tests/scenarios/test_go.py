@@ -35,11 +35,12 @@ async def test_one_pipeline_of_both_languages_and_both_transports(belt: Belt, go
     steps = [step(f"s{i}", driver) for i, driver in enumerate(order)]
     pipeline_context = {"env": "stage", "ids": [1, 2.5, None]}
     await belt.pipeline(*steps, context=to_struct(pipeline_context))
-    run = await belt.ended(await belt.start(n=3, text="ä\u2028", deep={"a": [True]}))
+    spec = {"numbers": [3, -1, 2**53, -(2**53), 0.1, 1e300, 5e-324], "text": "ä\u2028<&>", "deep": {"a": [True, None]}}
+    run = await belt.ended(await belt.start(**spec))
     assert set(states(run).values()) == {"SUCCEEDED"}
     got = [from_struct(each.result.data) for each in run.steps]
     for i, data in enumerate(got):
-        assert data["spec"] == {"n": 3, "text": "ä\u2028", "deep": {"a": [True]}}
+        assert data["spec"] == spec
         assert data["context"] == pipeline_context
         assert data["results"] == {f"s{j}": got[j] for j in range(i)}
 
