@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import latency, throughput
+from bench import latency, recovery, throughput
 from bench.report import HEADER, Figure, line, write_json
 
 BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
@@ -20,6 +20,10 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
     "go_jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds, "go"),
     "step_cost": throughput.step_cost,
     "memory": throughput.memory,
+    "recovery_sqlite": lambda seconds: recovery.recovery("sqlite"),
+    "recovery_etcd": lambda seconds: recovery.recovery("etcd"),
+    "idle_sqlite": lambda seconds: recovery.idle_cost("sqlite", seconds),
+    "idle_etcd": lambda seconds: recovery.idle_cost("etcd", seconds),
 }
 
 

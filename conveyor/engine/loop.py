@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,7 +25,7 @@ from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.tickets_port import Tickets
 from conveyor.engine.timers import RunKey, Timers
 from conveyor.engine.workers import Held, Pool
-from conveyor.state.runs import Runs, StoredRun
+from conveyor.state.runs import Runs, StoredRun, Unreadable
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.failpoints import failpoint
 from conveyor.store.port import Conflict, StoreError, TooLarge, Unavailable, Uncertain
@@ -300,24 +301,38 @@ class Engine(Handover):
             entry.run = None
             self._drop_if_done((namespace, run_id), entry)
 
-    async def run(self, namespace: str, run_id: str, *, keep: bool = False) -> StoredRun:
-        """The run as it is in hand, else as it is stored, and then in hand if `keep`.
-
-        Raises errors.NotFound, Unreadable and the store's errors.
-        """
+    async def run(self, namespace: str, run_id: str) -> StoredRun:
+        """The run as it is in hand, else as it is stored. Raises errors.NotFound, Unreadable and the store's errors."""
         key = (namespace, run_id)
         in_hand = self._in_hand(key)
-        if in_hand is not None:
-            return in_hand
-        stored = await self.runs.load(namespace, run_id)
+        return in_hand if in_hand is not None else self._newest(key, await self.runs.load(namespace, run_id))
+
+    async def take_in_hand(
+        self, keys: Sequence[RunKey]
+    ) -> AsyncGenerator[tuple[RunKey, StoredRun | errors.NotFound | Unreadable], None]:
+        """Runs as they are in hand, else as they are stored and then in hand. Raises the store's errors."""
+        unknown: list[RunKey] = []
+        for key in keys:
+            in_hand = self._in_hand(key)
+            if in_hand is not None:
+                yield key, in_hand
+            else:
+                unknown.append(key)
+        async for key, found in self.runs.load_many(unknown):
+            if not isinstance(found, StoredRun):
+                yield key, found
+                continue
+            run = self._newest(key, found)
+            if not run.state.terminal and key not in self._entries:
+                entry = self._entry(key)
+                entry.run = run
+                self._weigh(entry, run)
+            yield key, run
+
+    def _newest(self, key: RunKey, stored: StoredRun) -> StoredRun:
+        """What was read, or what came in hand meanwhile."""
         in_hand = self._in_hand(key)
-        if in_hand is not None and in_hand.revision > stored.revision:
-            return in_hand
-        if keep and not stored.state.terminal and key not in self._entries:
-            entry = self._entry(key)
-            entry.run = stored
-            self._weigh(entry, stored)
-        return stored
+        return in_hand if in_hand is not None and in_hand.revision > stored.revision else stored
 
     def _in_hand(self, key: RunKey) -> StoredRun | None:
         entry = self._entries.get(key)

@@ -69,7 +69,11 @@ def _has_holder(engine: Engine, run: StoredRun, index: int, record: storage_pb2.
     head = run.head
     worker = engine.pool.session(record.session)
     if worker is not None:
-        if record.token not in worker.held:
+        if record.token in worker.held:
+            return True
+        if worker.reconciling:
+            engine.unattached.setdefault(record.session, {})[record.token] = Held(head.namespace, head.id, index)
+        else:
             engine.spawn(engine.handle(head.namespace, head.id, NotReceived(index, record.token)))
         return True
     if engine.sessions.has(head.namespace, run.state.plan.steps[index].driver, record.session):

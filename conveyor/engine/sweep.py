@@ -9,8 +9,9 @@ import structlog
 
 from conveyor.core import errors
 from conveyor.engine.loop import Engine
+from conveyor.engine.timers import RunKey
 from conveyor.state import keys
-from conveyor.state.runs import Unreadable
+from conveyor.state.runs import StoredRun, Unreadable
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Put, Store, StoreError
 
@@ -59,27 +60,27 @@ class Sweep:
         for _, run in waiting.difference(active):
             for index in list(engine.pool.waiting_steps(run)):
                 engine.leave_row(run, index)
-        for start in range(0, len(active), _AT_ONCE):
-            await asyncio.gather(*(self._look(*key) for key in active[start : start + _AT_ONCE]))
+        looked_at = 0
+        async for key, found in engine.take_in_hand(active):
+            await self._look(key, found)
+            looked_at += 1
+            if looked_at % _AT_ONCE == 0:
+                # Others are not to wait for all of it.
+                await asyncio.sleep(0)
 
-    async def _look(self, namespace: str, run_id: str) -> None:
-        try:
-            run = await self._engine.run(namespace, run_id, keep=True)
-        except errors.NotFound:
-            if await self._store.get(keys.head(namespace, run_id)) is None:
-                await self._store.commit((), (), [keys.active(namespace, run_id)])
+    async def _look(self, key: RunKey, found: StoredRun | errors.NotFound | Unreadable) -> None:
+        if isinstance(found, errors.NotFound):
+            if await self._store.get(keys.head(*key)) is None:
+                await self._store.commit((), (), [keys.active(*key)])
             else:
-                await self._quarantine(namespace, run_id, "its snapshot is not there")
-            return
-        except Unreadable as error:
-            await self._quarantine(namespace, run_id, error.message)
-            return
-        if run.state.terminal:
-            return
-        try:
-            self._engine.resume(run)
-        except (LookupError, ValueError) as error:
-            await self._quarantine(namespace, run_id, repr(error))
+                await self._quarantine(*key, "its snapshot is not there")
+        elif isinstance(found, Unreadable):
+            await self._quarantine(*key, found.message)
+        elif not found.state.terminal:
+            try:
+                self._engine.resume(found)
+            except (LookupError, ValueError) as error:
+                await self._quarantine(*key, repr(error))
 
     async def _quarantine(self, namespace: str, run_id: str, error: str) -> None:
         """Put a run aside that cannot be read, so that the others go on."""

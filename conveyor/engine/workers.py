@@ -41,6 +41,7 @@ class Worker:
     """One session: a worker as this process sees it; it survives a reconnect, with another outbox.
 
     `outbox` is None while no stream is open. `held` maps tokens to attempts, a claim that is being stored included.
+    `reconciling`: it came back with more than `held` says so far; what it really has is being looked up.
     """
 
     namespace: str
@@ -55,6 +56,7 @@ class Worker:
     outbox: Outbox | None = None
     draining: bool = False
     held: dict[str, Held] = field(default_factory=dict)
+    reconciling: bool = False
     listed: bool = False
 
     @property

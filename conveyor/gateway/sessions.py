@@ -15,10 +15,11 @@ import structlog
 from conveyor.core import errors
 from conveyor.core.model import WorkerLost
 from conveyor.engine.loop import Engine, cancellation
+from conveyor.engine.timers import RunKey
 from conveyor.engine.workers import Held, Worker
 from conveyor.gateway.outbox import Outbox
 from conveyor.state.ids import is_run_id
-from conveyor.state.runs import StoredRun, Unreadable
+from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.failpoints import failpoint
@@ -123,6 +124,8 @@ class Sessions:
                 worker = self._worker(stored[0])
                 worker.held.update(self._engine.unattached.pop(hello.session, {}))
                 known = Session(worker, *stored, None, time.monotonic())
+                # Until that has been done once, a sweep would think that the worker lacks what it holds.
+                worker.reconciling = True
             worker = known.worker
             if (worker.namespace, worker.driver) != (namespace, hello.driver):
                 raise errors.SessionMismatch(
@@ -199,48 +202,50 @@ class Sessions:
         worker, pool = session.worker, self._engine.pool
         revoked: list[worker_pb2.Holding] = []
         stops: list[worker_pb2.Cancellation] = []
+        current = await self._current(worker, holding)
         for held in holding:
-            current = await self._current(worker, held)
-            if current is None:
+            if held.token not in current:
                 revoked.append(held)
                 if pool.holder(held.token) is worker:
                     self._engine.relieve(held.token)
                 continue
-            run, record = current
-            index = run.state.plan.index[held.step]
+            run, index = current[held.token]
             pool.hold(worker, held.token, Held(worker.namespace, held.run, index))
-            if record.cancel_sent:
+            record = run.state.steps[index]
+            if record is not None and record.cancel_sent:
                 # Said once already, but perhaps on a stream that was broken.
                 left = max(0, run.head.cancel_deadline - self._engine.now())
                 message = run.head.cancel_message or run.head.message
                 stops.append(cancellation(held.run, held.step, held.attempt, message, left))
         named = {held.token for held in holding}
+        # A sweep has found these meanwhile.
+        for token, found in self._engine.unattached.pop(worker.session, {}).items():
+            if token not in named:
+                pool.hold(worker, token, found)
+        worker.reconciling = False
         for token in [token for token in worker.held if token not in named]:
             self._engine.not_received(token)
         return revoked, stops
 
-    async def _current(
-        self, worker: Worker, held: worker_pb2.Holding
-    ) -> tuple[StoredRun, storage_pb2.StepRecord] | None:
-        """The run and the step whose current attempt this is; None when it is none, or another session's."""
-        if not is_run_id(held.run):
-            return None
+    async def _current(self, worker: Worker, holding: Sequence[worker_pb2.Holding]) -> dict[str, tuple[StoredRun, int]]:
+        """Run and index of each attempt that the worker holds, by token; without those that are over or another's."""
+        current: dict[str, tuple[StoredRun, int]] = {}
+        open_: dict[RunKey, list[worker_pb2.Holding]] = {}
+        for held in holding:
+            if is_run_id(held.run):
+                open_.setdefault((worker.namespace, held.run), []).append(held)
         # What is in hand may be older than what the replica has stored that the worker comes from.
-        for read in (self._engine.run, self._engine.runs.load):
-            try:
-                run = await read(worker.namespace, held.run)
-            except (errors.NotFound, Unreadable):
-                return None
-            index = run.state.plan.index.get(held.step, -1)
-            record = run.state.steps[index] if index >= 0 else None
-            if (
-                record is not None
-                and record.state == run_pb2.STEP_STATE_RUNNING
-                and record.token == held.token
-                and record.session == worker.session
-            ):
-                return run, record
-        return None
+        for read in (self._engine.take_in_hand, self._engine.runs.load_many):
+            async for key, run in read(list(open_)):
+                if not isinstance(run, StoredRun):
+                    del open_[key]
+                    continue
+                for held in open_[key]:
+                    index = _held_at(run, held, worker.session)
+                    if index >= 0:
+                        current[held.token] = run, index
+            open_ = {key: left for key, all_ in open_.items() if (left := [h for h in all_ if h.token not in current])}
+        return current
 
     def sign_of_life(self, session: Session) -> None:
         """The worker has said something."""
@@ -360,3 +365,16 @@ class Sessions:
             if session.outbox is not None:
                 session.outbox.close(errors.ShuttingDown())
                 session.worker.outbox = None
+
+
+def _held_at(run: StoredRun, held: worker_pb2.Holding, session: str) -> int:
+    """The index of the step whose current attempt this is; -1 when it is none, or another session's."""
+    index = run.state.plan.index.get(held.step, -1)
+    record = run.state.steps[index] if index >= 0 else None
+    ours = (
+        record is not None
+        and record.state == run_pb2.STEP_STATE_RUNNING
+        and record.token == held.token
+        and record.session == session
+    )
+    return index if ours else -1

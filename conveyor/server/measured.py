@@ -33,6 +33,10 @@ class MeasuredStore:
         """Passed on."""
         return await self._store.list(prefix, after, limit, keys_only=keys_only)
 
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        """Passed on."""
+        return await self._store.ranges(prefixes)
+
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         """Passed on and measured."""
         began = time.perf_counter()

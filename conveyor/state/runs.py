@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -26,6 +26,7 @@ log = structlog.get_logger("conveyor.state")
 _PLANS_KEPT = 1024
 _SPEC_BYTES_KEPT = 8 << 20
 _READS_AT_ONCE = 64
+_RUNS_PER_READ = 32
 _DELETES_AT_ONCE = 80
 
 
@@ -173,18 +174,33 @@ class Runs:
 
     async def load(self, namespace: str, run_id: str) -> StoredRun:
         """The run with all its steps. Raises errors.NotFound, and Unreadable."""
-        prefix, head_key = keys.run_prefix(namespace, run_id), keys.head(namespace, run_id)
-        while True:
-            listing, spec_kv = await asyncio.gather(
-                self._store.list(prefix), self._store.get(keys.spec(namespace, run_id))
-            )
-            head_kv = next((kv for kv in listing.items if kv.key == head_key), None)
-            if head_kv is None or spec_kv is None:
-                raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
-            steps = [kv for kv in listing.items if kv is not head_kv]
-            # Steps are written with the head. One that is newer was read later, as part of another page.
-            if all(kv.mod_revision <= head_kv.mod_revision for kv in steps):
-                return self._decode(head_kv, spec_kv.value, [kv.value for kv in steps])
+        ((_, found),) = [item async for item in self.load_many([(namespace, run_id)])]
+        if isinstance(found, errors.DomainError):
+            raise found
+        return found
+
+    async def load_many(
+        self, runs: Sequence[tuple[str, str]]
+    ) -> AsyncGenerator[tuple[tuple[str, str], StoredRun | errors.NotFound | Unreadable], None]:
+        """Runs by namespace and id, with all their steps, each with what came of reading it; some dozens per read."""
+        for start in range(0, len(runs), _RUNS_PER_READ):
+            part = runs[start : start + _RUNS_PER_READ]
+            prefixes = [prefix for run in part for prefix in (keys.run_prefix(*run), keys.spec(*run))]
+            ranges = await self._store.ranges(prefixes)
+            for run, records, specs in zip(part, ranges[::2], ranges[1::2], strict=True):
+                yield run, self._read(run, records, specs)
+
+    def _read(
+        self, run: tuple[str, str], records: Sequence[KeyValue], specs: Sequence[KeyValue]
+    ) -> StoredRun | errors.NotFound | Unreadable:
+        head_key = keys.head(*run)
+        head = next((kv for kv in records if kv.key == head_key), None)
+        if head is None or not specs:
+            return errors.NotFound(f"there is no run {run[1]} in namespace {run[0]}")
+        try:
+            return self._decode(head, specs[0].value, [kv.value for kv in records if kv is not head])
+        except Unreadable as error:
+            return error
 
     def _decode(self, head_kv: KeyValue, spec_value: bytes, step_values: Sequence[bytes]) -> StoredRun:
         try:

@@ -162,6 +162,15 @@ class EtcdStore:
                 if COMPACTED not in str(error):
                     raise
 
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        """See `Store.ranges`."""
+        request = pb.TxnRequest()
+        for prefix in prefixes:
+            operation = request.success.add().request_range
+            operation.key, operation.range_end = prefix.encode(), prefix_end(prefix).encode() or b"\0"
+        response = await self._client.read(TXN, request)
+        return [[_key_value(kv) for kv in part.response_range.kvs] for part in response.responses]
+
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         """See `Store.commit`."""
         size = commit_size(guards, puts, deletes)

@@ -170,6 +170,13 @@ class Store(Protocol):
         """
         ...
 
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        """All keys below each of up to 100 prefixes, in ascending order, as they were at one revision.
+
+        For prefixes that hold few keys: the answer is one message. Raises Unavailable.
+        """
+        ...
+
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         """Write all or nothing and return the revision, which is then the mod_revision of each key put.
 

@@ -131,6 +131,11 @@ class SqliteStore:
             lambda connection: sqlite_file.list_keys(connection, after, prefix, end, limit, keys_only)
         )
 
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        """See `Store.ranges`."""
+        bounds = [(prefix, prefix_end(prefix)) for prefix in prefixes]
+        return await self._read(lambda connection: sqlite_file.ranges(connection, bounds))
+
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         """See `Store.commit`."""
         commit_size(guards, puts, deletes)

@@ -127,6 +127,20 @@ def list_keys(connection: sqlite3.Connection, after: str, start: str, end: str, 
     return Listing(tuple(KeyValue(*row) for row in (rows[:limit] if more else rows)), more, now)
 
 
+def ranges(connection: sqlite3.Connection, bounds: Sequence[tuple[str, str]]) -> list[list[KeyValue]]:
+    """All rows from each first key up to the second ("": no end), at one revision."""
+    found: list[list[KeyValue]] = []
+    connection.execute("BEGIN")
+    try:
+        for start, end in bounds:
+            where, arguments = ("key >= ? AND key < ?", (start, end)) if end else ("key >= ?", (start,))
+            rows = connection.execute(f"SELECT key, value, mod FROM kv WHERE {where} ORDER BY key", arguments)
+            found.append([KeyValue(*row) for row in rows])
+        return found
+    finally:
+        connection.execute("COMMIT")
+
+
 def write(connection: sqlite3.Connection, rows: Sequence[Row], deleted: Sequence[str], new_revision: int) -> None:
     """Write rows and deletions in one transaction; on any sqlite3.Error nothing of it is visible."""
     connection.execute("BEGIN IMMEDIATE")

@@ -154,7 +154,7 @@ async def test_a_worker_that_moves_takes_its_work_along(pair: tuple[Replica, Rep
     run = await one.launch(step("a"))
     # Its new server has an older state of the run in hand.
     two.engine.outdated = lambda *args: None  # type: ignore[method-assign]
-    await two.engine.run("default", run, keep=True)
+    [_ async for _ in two.engine.take_in_hand([("default", run)])]
     a = await workers(one, "a", mute)
     given = await a.next_given()
     for target in (two, one, two):
@@ -264,7 +264,7 @@ async def test_a_step_that_waits_is_looked_at_as_it_is_now(
     """The run is in use here while the other replica queues its next step: what is in hand is older than the news."""
     one, two = pair
     run = await one.launch(step("a"), step("b"))
-    await two.engine.run("default", run, keep=True)
+    [_ async for _ in two.engine.take_in_hand([("default", run)])]
     monkeypatch.setattr(two.engine, "outdated", lambda *args: None)
     await workers(one, "a")
     await until(lambda: two.engine.pool.waiting("default", "b") == 1)

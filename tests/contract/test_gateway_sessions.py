@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -229,6 +230,35 @@ async def test_a_restarted_server_takes_its_workers_back(start_replica: StartRep
     assert (await second.ended(run)).state == RUN_SUCCEEDED
     assert len(keeps.given) == 1
     assert second.engine.unattached == {}
+
+
+async def test_a_sweep_that_comes_while_a_worker_is_taken_back_takes_nothing_from_it(
+    start_replica: StartReplica, workers: Connect
+) -> None:
+    first = await start_replica("first")
+    keeps, forgets = await workers(first, "a", mute), await workers(first, "b", mute)
+    run = await first.launch(step("a"), step("b"), order=pipeline_pb2.ORDER_GRAPH)
+    await asyncio.gather(keeps.next_given(), forgets.next_given())
+    await first.kill()
+    await keeps.cut()
+    await forgets.cut()
+    forgets.holding.clear()
+    # Even one that holds nothing of what it is told to hold must be asked about it.
+    forgets.holding["x"] = worker_pb2.Holding(run=str(uuid.uuid4()), step="b", attempt=1, token="x")
+    second = await start_replica("second")
+    stored = await second.stored(run)
+    second.store.hold_ranges = asyncio.Event()
+    coming = [asyncio.create_task(worker.connect(second)) for worker in (keeps, forgets)]
+    await until(lambda: all(second.engine.pool.session(worker.session) for worker in (keeps, forgets)))
+    second.engine.resume(stored)
+    second.store.hold_ranges.set()
+    await asyncio.gather(*coming)
+    again = await forgets.next_given(2)
+    assert (again.step, again.attempt) == ("b", 1)
+    await keeps.answer(keeps.given[0])
+    await forgets.answer(again)
+    assert (await second.ended(run)).state == RUN_SUCCEEDED
+    assert len(keeps.given) == 1
 
 
 async def test_a_worker_may_be_back_before_the_sweep(start_replica: StartReplica, workers: Connect) -> None:

@@ -339,6 +339,37 @@ class TestList:
         assert await store.list(f"{prefix}none/") == Listing((), False, revision)
 
 
+class TestRanges:
+    async def test_each_prefix_gets_its_keys_in_order(self, store: Store, prefix: str) -> None:
+        names = ["b/2", "b/1", "b-image/1", "b", "c", "a/1"]
+        revision = await store.commit(puts=[Put(prefix + name, name.encode()) for name in names])
+        found = await store.ranges([f"{prefix}b/", f"{prefix}none/", f"{prefix}c", f"{prefix}b/"])
+        both = [KeyValue(f"{prefix}b/{n}", f"b/{n}".encode(), revision) for n in (1, 2)]
+        assert [list(items) for items in found] == [both, [], [KeyValue(f"{prefix}c", b"c", revision)], both]
+
+    async def test_all_are_as_of_one_revision(self, store: Store, prefix: str) -> None:
+        """Each commit writes the same into both: a reader never sees them differ."""
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            for number in range(200):
+                await store.commit(puts=[Put(f"{prefix}a/x", b"%d" % number), Put(f"{prefix}z/x", b"%d" % number)])
+                written += 1
+
+        async def read() -> None:
+            while written < 200:
+                first, *others = await store.ranges(
+                    [f"{prefix}a/", *[f"{prefix}none/{n}" for n in range(98)], f"{prefix}z/"]
+                )
+                assert [kv.value for kv in first] == [kv.value for kv in others[-1]]
+
+        await asyncio.gather(write(), read(), read())
+
+    async def test_nothing_is_asked_for(self, store: Store) -> None:
+        assert list(await store.ranges([])) == []
+
+
 class TestWatch:
     async def test_from_a_revision_on(self, store: Store, prefix: str) -> None:
         before = await store.commit(puts=[Put(f"{prefix}a", b"1")])

@@ -37,6 +37,8 @@ class FaultyStore:
         """Says of a commit whether its answer is lost: "before" it takes effect, "after", or "" for not."""
         self.hold: asyncio.Event | None = None
         """Commits wait for it."""
+        self.hold_ranges: asyncio.Event | None = None
+        """Reads of runs wait for it."""
         self.commits = 0
         self.refused = 0
         """How often it was away when somebody came."""
@@ -58,6 +60,12 @@ class FaultyStore:
     async def list(self, prefix: str, after: str = "", limit: int = 0, *, keys_only: bool = False) -> Listing:
         self._check()
         return await self._store.list(prefix, after, limit, keys_only=keys_only)
+
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        if self.hold_ranges is not None:
+            await self.hold_ranges.wait()
+        self._check()
+        return await self._store.ranges(prefixes)
 
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         if self.hold is not None:

@@ -121,6 +121,10 @@ class Counting:
         self.reads += 1
         return await self._store.list(prefix, after, limit, keys_only=keys_only)
 
+    async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        self.reads += 1
+        return await self._store.ranges(prefixes)
+
     async def commit(self, guards: Sequence[Guard] = (), puts: Sequence[Put] = (), deletes: Sequence[str] = ()) -> int:
         self.commits += 1
         if self.fail_before:
