@@ -246,14 +246,22 @@ class Runs:
         listing = await self._store.list(prefix, prefix + keys.invert(after) if after else "", limit, keys_only=True)
         return [keys.invert(kv.key[len(prefix) :]) for kv in listing.items], listing.more
 
+    async def revision(self) -> int:
+        """The store's revision now."""
+        return (await self._store.list(keys.ACTIVE, limit=1, keys_only=True)).revision
+
     async def active(self) -> list[tuple[str, str]]:
         """Namespace and id of all runs that are not terminal."""
+        return (await self.active_at())[0]
+
+    async def active_at(self) -> tuple[list[tuple[str, str]], int]:
+        """The same, and the revision at which that was so."""
         listing = await self._store.list(keys.ACTIVE, keys_only=True)
         found = []
         for kv in listing.items:
             namespace, _, run_id = kv.key[len(keys.ACTIVE) :].partition("/")
             found.append((namespace, run_id))
-        return found
+        return found, listing.revision
 
     async def delete(self, namespace: str, run_id: str, etag_revision: int = 0) -> storage_pb2.RunHead:
         """Delete a terminal run and all its keys; returns its last head.

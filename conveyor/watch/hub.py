@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conveyor.core import errors
@@ -153,7 +153,11 @@ class Hub:
             return head is not None and wanted.wants_apart_from_state(head)
 
         with self._subscribed(wants) as subscription:
-            seen = self._resumable(position, self._feed.revision)
+            current = self._feed.revision
+            if position is not None and position[1] > current:
+                # The feed hears of runs alone, and may lag: whether this is in the future the store knows.
+                current = await self._runs.revision()
+            seen = self._resumable(position, current)
             shown: set[str] = set()
             known: dict[str, int] = {}
             if seen >= 0:
@@ -161,8 +165,8 @@ class Hub:
             else:
                 if position is not None:
                     yield run_service_pb2.WatchRunsResponse(reset=_reset_message())
-                seen = self._feed.revision
-                async for response in self._snapshot(wanted, seen, known):
+                active, seen = await self._active(wanted)
+                async for response in self._snapshot(wanted, active, seen, known):
                     yield response
                 shown.update(known)
             newest_known = max(known.values(), default=0)
@@ -176,9 +180,9 @@ class Hub:
                     continue
                 if isinstance(item, Reset):
                     yield run_service_pb2.WatchRunsResponse(reset=_reset_message())
-                    seen = max(item.revision, self._feed.revision)
                     known.clear()
-                    async for response in self._snapshot(wanted, seen, known):
+                    active, seen = await self._active(wanted)
+                    async for response in self._snapshot(wanted, active, seen, known):
                         yield response
                     shown = set(known)
                     newest_known = max(known.values(), default=0)
@@ -223,15 +227,22 @@ class Hub:
             messages.append(run_service_pb2.WatchRunsResponse(deleted=run_pb2.RunsDeleted(runs=deleted)))
         return messages
 
-    async def _snapshot(
-        self, wanted: RunFilter, revision: int, known: dict[str, int]
-    ) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
-        """The matching unfinished runs; `known` gets the revision at which each was read.
+    async def _active(self, wanted: RunFilter) -> tuple[list[str], int]:
+        """The unfinished runs of the namespace, and the revision at which they were: changes go on from there.
 
-        Runs may be newer than the feed, whose revision is where changes go on from. Until it has caught up there is
-        no position to go on from later: another stream would not know which changes the snapshot has shown already.
+        A feed that lags behind it has older ones to tell, also of runs that have ended by then: nobody is shown them.
         """
-        active = [run for namespace, run in await self._runs.active() if namespace == wanted.namespace]
+        active, revision = await self._runs.active_at()
+        return [run for namespace, run in active if namespace == wanted.namespace], revision
+
+    async def _snapshot(
+        self, wanted: RunFilter, active: Sequence[str], revision: int, known: dict[str, int]
+    ) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
+        """Those of the runs that match; `known` gets the revision at which each was read.
+
+        Some may be newer than the revision. Until the feed has told of all of that there is no position to go on from
+        later: another stream would not know which changes the snapshot has shown already.
+        """
         part: list[run_pb2.Run] = []
         size = 0
         for start in range(0, len(active), _HEADS_AT_ONCE):

@@ -294,14 +294,15 @@ async def test_nothing_older_than_the_snapshot_is_shown_after_it(
     """The reader is slow, so that changes from before the snapshot are merged with some from after it."""
     monkeypatch.setattr(subscriptions, "KEEPS_UP", 0)
     run = await replica.launch(step("a"), step("b"))
-    plain = replica.runs.active
+    plain = replica.runs.active_at
     held = asyncio.Event()
 
-    async def slow() -> list[tuple[str, str]]:
+    async def slow() -> tuple[list[tuple[str, str]], int]:
+        found = await plain()
         await held.wait()
-        return await plain()
+        return found
 
-    monkeypatch.setattr(replica.runs, "active", slow)
+    monkeypatch.setattr(replica.runs, "active_at", slow)
     stream = replica.hub.watch_runs(ALL)
     first = asyncio.ensure_future(anext(stream))
     await until(lambda: replica.hub.subscribers)
@@ -326,14 +327,15 @@ async def test_nothing_older_than_the_snapshot_is_shown_to_who_resumes(
 ) -> None:
     """The snapshot is newer than the feed, and the stream breaks right behind it: its reader has to begin anew."""
     run = await replica.launch(step("a"), step("b"))
-    plain = replica.runs.active
+    plain = replica.runs.active_at
     held = asyncio.Event()
 
-    async def slow() -> list[tuple[str, str]]:
+    async def slow() -> tuple[list[tuple[str, str]], int]:
+        found = await plain()
         await held.wait()
-        return await plain()
+        return found
 
-    monkeypatch.setattr(replica.runs, "active", slow)
+    monkeypatch.setattr(replica.runs, "active_at", slow)
     stream = replica.hub.watch_runs(ALL)
     first = asyncio.ensure_future(anext(stream))
     await until(lambda: replica.hub.subscribers)
@@ -355,6 +357,30 @@ async def test_nothing_older_than_the_snapshot_is_shown_to_who_resumes(
     assert all(int(change.run.etag, 16) > int(shown.etag, 16) for change in resumed.changes if change.run.id == run)
     await resumed.stop()
     await worker.cut()
+
+
+async def test_nothing_is_shown_of_runs_that_had_ended_when_the_snapshot_was_made(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed lags: it has yet to tell of changes that were over before the reader came."""
+    waiting: list[Any] = []
+    take = replica.feed._take
+    monkeypatch.setattr(replica.feed, "_take", waiting.append)
+    run = await replica.launch(step("a"))
+    await finish(replica, run)
+    watch = await Watch(replica.hub.watch_runs(ALL)).begun()
+    cursor = watch.cursor
+    resumed = Watch(replica.hub.watch_runs(ALL, cursor))
+    other = await replica.launch(step("b"))
+    await until(lambda: len(waiting) >= 3)
+    monkeypatch.setattr(replica.feed, "_take", take)
+    for item in waiting:
+        take(item)
+    for each in (watch, resumed):
+        await until(lambda each=each: each.changes)
+        assert [change.run.id for change in each.changes] == [other]
+        await each.stop()
+    assert "reset" not in resumed.kinds
 
 
 async def test_a_reset_of_the_store_begins_anew(replica: Replica) -> None:
