@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -52,6 +52,7 @@ log = structlog.get_logger("conveyor.server")
 
 _HEALTH_PERIOD = 1.0
 _STORE_ANSWERS_WITHIN = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 Spawn = Callable[[str, Coroutine[Any, Any, Any]], None]
 
@@ -167,10 +168,10 @@ class Parts:
         )
 
     async def start(self, spawn: Spawn) -> None:
-        """Read what must be known first, then let everything run. Raises the store's errors."""
-        await self.feed.start()
-        await self._sessions_watch.read()
-        await restored.take_up(self.engine, self._store)
+        """Read what must be known first, then let everything run. A store that goes away meanwhile is waited for."""
+        await _as_often_as_it_takes(self.feed.start)
+        await _as_often_as_it_takes(self._sessions_watch.read)
+        await _as_often_as_it_takes(lambda: restored.take_up(self.engine, self._store))
         if self._config.etcd:
             # Only others' changes are looked at: with the embedded store there are none.
             self.feed.follow_raw(RemoteRuns(self.engine).take)
@@ -207,3 +208,14 @@ class Parts:
             await self._health.stop()
         await self.engine.close()
         await self.presence.leave()
+
+
+async def _as_often_as_it_takes(read: Callable[[], Awaitable[None]]) -> None:
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await read()
+        except StoreError as error:
+            log.warning("store_unavailable", error=str(error), retry_in_s=pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)

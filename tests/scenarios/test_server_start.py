@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,31 @@ async def test_etcd_and_nats_are_away_at_the_start(tmp_path: Path) -> None:
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(nats.stop)
         await asyncio.to_thread(etcd.stop)
+
+
+LEAVES = """
+from conveyor.cli.main import main
+from conveyor.store.port import Unavailable
+from conveyor.watch.feed import Feed
+
+read, away = Feed.start, [1, 2]
+
+async def start(self):
+    if away:
+        away.pop()
+        raise Unavailable("gone again")
+    await read(self)
+
+Feed.start = start
+main()
+"""
+
+
+def test_a_store_that_goes_away_during_the_start_is_waited_for(tmp_path: Path) -> None:
+    """It answered when it was opened, and not when it was read from."""
+    server = ConveyorServer(tmp_path / "server", program=[sys.executable, "-c", LEAVES]).start()
+    assert server.log.read_text().count("gone again") == 2
+    assert server.stop() == 0
 
 
 async def test_metrics_count_without_names(tmp_path: Path) -> None:
