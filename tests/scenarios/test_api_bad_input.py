@@ -362,10 +362,11 @@ async def test_a_store_that_fails(api: Api, error: StoreError, kind: tuple[str, 
 
 
 async def test_a_store_that_cannot_be_read_is_away_and_nothing_is_missing(api: Api) -> None:
-    async def get(_: str) -> None:
+    async def away(_: object) -> None:
         raise Unavailable("gone")
 
-    api.store.get = get  # type: ignore[method-assign, assignment]
+    api.store.get = away  # type: ignore[method-assign, assignment]
+    api.store.ranges = away  # type: ignore[method-assign, assignment]
     for call in (
         api.pipelines.GetPipeline(pipelines.GetPipelineRequest(name="main")),
         api.runs.GetRun(run_service_pb2.GetRunRequest(id=NO_RUN)),

@@ -18,7 +18,7 @@ from tests.support.cli import Cli, Done
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
-from tests.support.watch import until_snapshot
+from tests.support.watch import until_cursor, until_snapshot
 
 QUICK = ["--session-ttl", "3s", "--lease-ttl", "2s"]
 
@@ -79,7 +79,7 @@ async def test_what_was_acknowledged_before_the_backup_is_there_and_ends(own_sit
         assert (await command(own_site, "backup", file)).code == 0
         backed_up = len(writers.acknowledged)
         await until(lambda: len(writers.acknowledged) > backed_up + 50)
-        cursor = (await until_snapshot(belt.address, belt.namespace))[-1].cursor
+        cursor = await until_cursor(belt.address, belt.namespace)
         await asyncio.to_thread(own_site.server.kill)
         await writers.stop()
         await restored(own_site, file)

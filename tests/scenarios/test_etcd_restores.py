@@ -18,7 +18,7 @@ from tests.support.etcd import Etcd, binary
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
-from tests.support.watch import until_snapshot
+from tests.support.watch import until_cursor, until_snapshot
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_positions_from_before_mean_nothing_and_all_that_was_saved_ends(ow
         later = [await belt.start() for _ in range(5)]
         for each in later:
             await belt.ended(each)
-        cursor = (await until_snapshot(belt.address, belt.namespace))[-1].cursor
+        cursor = await until_cursor(belt.address, belt.namespace)
         before = await cluster(etcd)
 
         await asyncio.to_thread(server.kill)
@@ -82,7 +82,7 @@ async def test_positions_from_before_mean_nothing_and_all_that_was_saved_ends(ow
         # The new history comes to the revision of the old cursor, and past it.
         async def passed() -> bool:
             await belt.ended(await belt.start())
-            now = (await until_snapshot(belt.address, belt.namespace))[-1].cursor
+            now = await until_cursor(belt.address, belt.namespace)
             return parse(now)[1] > parse(cursor)[1]
 
         await until(passed)
@@ -93,7 +93,7 @@ async def test_positions_from_before_mean_nothing_and_all_that_was_saved_ends(ow
         cursor = said[-1].cursor
         assert await asyncio.to_thread(server.stop) == 0
         await asyncio.to_thread(server.start)
-        kept = (await until_snapshot(belt.address, belt.namespace))[-1].cursor
+        kept = await until_cursor(belt.address, belt.namespace)
         assert parse(kept)[0] == parse(cursor)[0]
         assert [run async for run in belt.client.runs.list(states=[RunState.RUN_STATE_RUNNING])] == []
     assert server.log.read_text().count("store_restored") == 1

@@ -19,3 +19,13 @@ async def until_snapshot(address: str, namespace: str, cursor: str = "") -> list
             said.append(response)
         watch.cancel()
     return said
+
+
+async def until_cursor(address: str, namespace: str) -> str:
+    """The first position that a watch of all runs tells; there is none while its snapshot is newer than the feed."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        watch = RunServiceStub(channel).WatchRuns(WatchRunsRequest(namespace=namespace))
+        while not (response := await watch.read()).cursor:
+            assert isinstance(response, WatchRunsResponse)
+        watch.cancel()
+    return response.cursor
