@@ -52,7 +52,7 @@ class _Case:
         """All of them."""
         texts: list[Iterator[str]] = [self._end(), self._nothing_after()]
         for name, step in self.model.steps.items():
-            texts.append(self._judged(step))
+            texts.append(self._cleaned_up(step) if step.last else self._judged(step))
             if self.stored[name].attempts or any(self._events(name, "began")):
                 texts += [self._was_due(step), self._inputs(step)]
             texts.append(self._explained(step))
@@ -94,7 +94,7 @@ class _Case:
     def _judged(self, step: ModelStep) -> Iterator[str]:
         """Its state is the one that its rule wants."""
         state, reason = self.ended[step.name], _reason(self.stored[step.name])
-        if self.stored[step.name].inherited or step.last:
+        if self.stored[step.name].inherited:
             return
         runs = self.model.runs(step.name, self.ended)
         if state == "SKIPPED" and reason in _JUDGED and runs:
@@ -104,6 +104,12 @@ class _Case:
                 yield f"{step.name} was skipped (FAIL_FAST) without a reason"
         elif state != "SKIPPED" and not runs:
             yield f"{step.name} is {state} although its rule {step.rule} does not hold: {self._needs(step)}"
+
+    def _cleaned_up(self, step: ModelStep) -> Iterator[str]:
+        """A finally step runs after any end of a run that began, unless somebody had no patience with that."""
+        forced = any(event.get("force") for event in self.history.about(self.run.id))
+        if self.ended[step.name] == "SKIPPED" and self.run.HasField("start_time") and not forced:
+            yield f"the finally step {step.name} was skipped ({_reason(self.stored[step.name])})"
 
     def _needs(self, step: ModelStep) -> str:
         return str({need: self.ended[need] for need in step.needs})

@@ -123,6 +123,13 @@ def _skipped_without_reason(history: History) -> None:
     step.MergeFrom(StepRun(step="b", state=_SKIPPED, reason=StepReason.STEP_REASON_NEED_FAILED))
 
 
+def _not_cleaned_up(history: History) -> None:
+    run = history.runs["r"]
+    run.start_time.FromSeconds(10)
+    run.pipeline_snapshot.finally_steps.add(id="f", driver="d")
+    run.steps.add(step="f", state=_SKIPPED, reason=StepReason.STEP_REASON_RUN_CANCELLED, finally_step=True)
+
+
 def _wrong_end(history: History) -> None:
     history.runs["r"].state = RunState.RUN_STATE_FAILED
 
@@ -251,6 +258,7 @@ def _descriptors(history: History) -> None:
         (3, _early_by_the_server),
         (3, _rule_does_not_hold),
         (3, _skipped_without_reason),
+        (3, _not_cleaned_up),
         (3, _wrong_end),
         (3, _cancelled_by_nobody),
         (3, _started_after_cancel),
