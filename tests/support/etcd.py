@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
+
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 VERSIONS = ("3.4", "3.7")
 _START_S = 60
@@ -67,7 +69,7 @@ class Etcd:
         self._token = secrets.token_hex(8)
         self._process: subprocess.Popen[str] | None = None
         self._log: deque[str] = deque(maxlen=200)
-        self.address = "127.0.0.1:0"
+        self.address = f"127.0.0.1:{free_port()}"
         """`host:port`, known from the first start on and kept over restarts."""
 
     @property

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
+
 
 def binary() -> str:
     """The server's path. Without one, the test is skipped here and fails in CI."""
@@ -60,7 +62,7 @@ class NatsServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "nats.conf"
         config.write_text(
-            f'listen: "127.0.0.1:{self.port or -1}"\nmax_payload: {self._max_payload}\n'
+            f'listen: "127.0.0.1:{self.port or free_port()}"\nmax_payload: {self._max_payload}\n'
             f'ports_file_dir: "{self.directory}"\n{self._config}\n'
         )
         for stale in self.directory.glob("*.ports"):

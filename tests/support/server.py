@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.support.ports import free_port
+
 
 class ServerFailed(Exception):
     """The server ended before it was ready; the text is what it wrote."""
@@ -66,7 +68,7 @@ class ConveyorServer:
         command = [*self._program, "server", self._mode]
         if self._mode == "dev":
             command += ["--data-dir", str(self.directory / "data")]
-        command += ["--listen", self.address or "127.0.0.1:0", "--metrics-listen", "", *self._arguments]
+        command += ["--listen", self.address or f"127.0.0.1:{free_port()}", "--metrics-listen", "", *self._arguments]
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 command,

@@ -158,10 +158,11 @@ async def test_drivers_are_listed_over_pages(serve):
 
 
 class FlakyRuns(RunServiceServicer):
-    """Answers UNAVAILABLE so many times, then well."""
+    """Answers UNAVAILABLE, or with another code, so many times, then well."""
 
-    def __init__(self, failures):
+    def __init__(self, failures, code=grpc.StatusCode.UNAVAILABLE):
         self.failures = failures
+        self.code = code
         self.requests = []
 
     def register(self, server):
@@ -171,7 +172,7 @@ class FlakyRuns(RunServiceServicer):
         self.requests.append(request)
         if self.failures:
             self.failures -= 1
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "away for a moment")
+            await context.abort(self.code, "away for a moment")
 
     async def StartRun(self, request, context):
         await self._fail(request, context)
@@ -197,6 +198,13 @@ async def test_what_is_safe_is_repeated_under_the_same_request_id(serve):
     assert len(server.requests) == 3
     assert len({request.request_id for request in server.requests}) == 1
     assert server.requests[0].request_id
+
+
+async def test_a_call_that_a_server_drops_as_it_goes_is_repeated(serve):
+    server = FlakyRuns(1, grpc.StatusCode.CANCELLED)
+    async with serve(server.register) as address, Client(address) as client:
+        assert (await client.runs.start("app", "shop")).id == "r1"
+    assert len(server.requests) == 2
 
 
 async def test_reads_are_repeated(serve):

@@ -14,7 +14,7 @@ from conveyor.sdk import config
 from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.config import Tls
 from conveyor.sdk.errors import ApiError, Unavailable
-from conveyor.sdk.status import api_error
+from conveyor.sdk.status import api_error, is_transient
 
 StubT = TypeVar("StubT")
 RequestT = TypeVar("RequestT", bound=Message)
@@ -116,7 +116,7 @@ class Connection:
     ) -> AnswerT:
         """Send a request to `method`, which is asked for anew at each attempt, and return the answer. Raises ApiError.
 
-        A call that only reads, or that carries a request id, is repeated while the answer is UNAVAILABLE: at once on
+        A call that only reads, or that carries a request id, is repeated while no server has an answer: at once on
         each other address, then with a growing wait, for a few seconds in all. So is one that never left, because
         nobody could be connected to.
         """
@@ -133,7 +133,8 @@ class Connection:
             except grpc.aio.AioRpcError as error:
                 failure = api_error(error, address)
                 never_sent = _CONNECT in (error.details() or "")
-            if not isinstance(failure, Unavailable):
+            # A server that is shutting down may have its gRPC drop a call that it has not looked at yet: CANCELLED.
+            if not is_transient(failure):
                 raise failure
             self.failed(address)
             if not repeatable and not never_sent:
