@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## Run the demo pipeline on this source tree; BREAK=tes
 	$(BIN)/python examples/demo/run.py $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
 test: $(VENV)/.dev tools ## Run all tests, TEST_JOBS files at a time; ARGS go to pytest
-	GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+	GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(VENV)/.dev tools ## Play N=10 rounds of faults; STORE=sqlite|etcd SEED=1 FAULTS=kill-,freeze-server ARGS="…"
 	$(BIN)/python -m tests.faults --seeds $(or $(N),10) --store $(or $(STORE),both) --seed $(or $(SEED),1) \

@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from types import ModuleType
@@ -39,6 +40,10 @@ def event_loop_never_blocks() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def grpc_stays_up() -> Iterator[None]:
     """Keeps gRPC's poller thread: it would be joined, on the event loop, whenever the last channel or server went."""
+    # It wants a loop, and a test that ran before may have left none.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     grpc.aio.init_grpc_aio()
     yield
     grpc.aio.shutdown_grpc_aio()
+    loop.close()
