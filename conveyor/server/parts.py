@@ -211,11 +211,17 @@ class Parts:
 
 
 async def _as_often_as_it_takes(read: Callable[[], Awaitable[None]]) -> None:
-    pause = _FIRST_PAUSE
+    """Repeat `read` until the store answers. That it is away is said once, as by the watch over health."""
+    pause, away = _FIRST_PAUSE, False
     while True:
         try:
-            return await read()
+            await read()
+            break
         except StoreError as error:
-            log.warning("store_unavailable", error=str(error), retry_in_s=pause)
+            if not away:
+                log.warning("store_unavailable", error=str(error))
+            away = True
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+    if away:
+        log.info("store_available")

@@ -21,6 +21,7 @@ from tests.support.cli import Cli
 from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.metrics import scrape
 from tests.support.nats import NatsServer
+from tests.support.ports import free_port
 from tests.support.server import ConveyorServer
 from tests.support.wait import until, until_sync
 
@@ -184,29 +185,77 @@ async def test_etcd_and_nats_are_away_at_the_start(tmp_path: Path) -> None:
         await asyncio.to_thread(etcd.stop)
 
 
-LEAVES = """
+KILLS_ETCD = """
+import functools, os, pkgutil, select, signal
+
 from conveyor.cli.main import main
-from conveyor.store.port import Unavailable
-from conveyor.watch.feed import Feed
 
-read, away = Feed.start, [1, 2]
+place, name = os.environ["AT"].rsplit(".", 1)
+owner, etcd = pkgutil.resolve_name(place), [int(os.environ["ETCD"])]
+read = getattr(owner, name)
 
-async def start(self):
-    if away:
-        away.pop()
-        raise Unavailable("gone again")
-    await read(self)
+@functools.wraps(read)
+async def after_the_kill(*arguments):
+    while etcd:
+        process = os.pidfd_open(etcd.pop())
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [])
+    return await read(*arguments)
 
-Feed.start = start
+setattr(owner, name, after_the_kill)
 main()
 """
 
 
-def test_a_store_that_goes_away_during_the_start_is_waited_for(tmp_path: Path) -> None:
-    """It answered when it was opened, and not when it was read from."""
-    server = ConveyorServer(tmp_path / "server", program=[sys.executable, "-c", LEAVES]).start()
-    assert server.log.read_text().count("gone again") == 2
-    assert server.stop() == 0
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    server = Etcd(binary(VERSIONS[-1]), tmp_path / "etcd")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(
+    params=[
+        "conveyor.watch.feed.Feed.start",
+        "conveyor.engine.remote.SessionsWatch.read",
+        "conveyor.engine.restored.take_up",
+    ]
+)
+def bereft(request: pytest.FixtureRequest, tmp_path: Path, etcd: Etcd) -> Iterator[ConveyorServer]:
+    """A server whose etcd, which answered when it was opened, is killed before it is read from."""
+    server = ConveyorServer(
+        tmp_path / "server",
+        ["--etcd", etcd.url, "--nats", f"nats://127.0.0.1:{free_port()}"],
+        mode="start",
+        environment={"AT": request.param, "ETCD": str(etcd.pid)},
+        program=[sys.executable, "-c", KILLS_ETCD],
+    )
+    server.address = f"127.0.0.1:{free_port()}"
+    server.spawn()
+    until_sync(lambda: "store_unavailable" in server.log.read_text() or not server.running, "the log to tell of it")
+    yield server
+    server.kill()
+
+
+async def test_etcd_that_is_killed_during_the_start_is_waited_for(bereft: ConveyorServer, etcd: Etcd) -> None:
+    async with Client(bereft.address) as client:
+        with pytest.raises(Unavailable) as caught:
+            await client.server_info()
+        assert caught.value.reason == "STORE_UNAVAILABLE"
+        await asyncio.to_thread(etcd.kill)  # It is dead; that is for the helper to know.
+        await asyncio.to_thread(etcd.start)
+        await asyncio.to_thread(bereft.wait_ready)
+        assert (await client.server_info()).store_available
+    # However often it was tried.
+    assert bereft.log.read_text().count("store_unavailable") == 1
+    assert await asyncio.to_thread(bereft.stop) == 0
+
+
+def test_a_server_that_waits_for_etcd_ends_when_it_is_told(bereft: ConveyorServer) -> None:
+    assert bereft.running
+    assert bereft.stop() == 0
+    assert "Traceback" not in bereft.log.read_text()
 
 
 async def test_metrics_count_without_names(tmp_path: Path) -> None:
