@@ -22,6 +22,7 @@ from conveyor.reflection.v1 import reflection_pb2 as v1
 from conveyor.reflection.v1 import reflection_pb2_grpc as v1_grpc
 from conveyor.v1 import pipeline_service_pb2, pipeline_service_pb2_grpc, run_service_pb2, server_service_pb2
 from tests.support.api import Api, pipeline, refused, served
+from tests.support.wait import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -33,9 +34,10 @@ class Observed(list[tuple[str, str, float]]):
     def __call__(self, method: str, status: grpc.StatusCode, seconds: float) -> None:
         self.append((method.rpartition("/")[2], status.name, seconds))
 
-    @property
-    def statuses(self) -> list[tuple[str, str]]:
-        return [(method, status) for method, status, _ in self]
+    async def statuses(self, count: int) -> list[tuple[str, str]]:
+        """Methods and statuses of all calls, once so many were counted: an error is already told by then."""
+        await until(lambda: len(self) >= count, f"{count} calls to be counted")
+        return sorted((method, status) for method, status, _ in self)
 
 
 @pytest.fixture
@@ -138,14 +140,14 @@ async def test_every_call_is_counted_with_its_status(api: Api, observed: Observe
     await api.cancelled(run)
     assert [response async for response in watch]
     await refused(api.runs.WatchRun(run_service_pb2.WatchRunRequest(id="x")))
-    assert observed.statuses == [
-        ("CreateResourceDefinition", "OK"),
-        ("CreatePipeline", "OK"),
-        ("CreateResource", "OK"),
-        ("CreateResource", "ALREADY_EXISTS"),
+    assert await observed.statuses(7) == [
         ("CancelRun", "OK"),
-        ("WatchRun", "OK"),
+        ("CreatePipeline", "OK"),
+        ("CreateResource", "ALREADY_EXISTS"),
+        ("CreateResource", "OK"),
+        ("CreateResourceDefinition", "OK"),
         ("WatchRun", "INVALID_ARGUMENT"),
+        ("WatchRun", "OK"),
     ]
     assert all(seconds >= 0 for _, _, seconds in observed)
 
@@ -155,10 +157,7 @@ async def test_a_cancelled_call_is_no_error(api: Api, observed: Observed) -> Non
     await anext(aiter(watch))
     with structlog.testing.capture_logs() as logs:
         watch.cancel()
-        async with asyncio.timeout(30):
-            while not observed:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
-    assert observed.statuses == [("WatchRuns", "CANCELLED")]
+        assert await observed.statuses(1) == [("WatchRuns", "CANCELLED")]
     assert logs == []
 
 
@@ -175,7 +174,7 @@ async def test_an_unforeseen_error_says_nothing_but_its_id(api: Api, observed: O
     assert "secret" not in found.message
     assert found.metadata["id"] in found.message
     assert [entry["error_id"] for entry in logs if entry["event"] == "rpc_failed"] == [found.metadata["id"]]
-    assert observed.statuses == [("GetPipeline", "INTERNAL")]
+    assert await observed.statuses(1) == [("GetPipeline", "INTERNAL")]
     api.store.get = real  # type: ignore[method-assign]
     assert (await refused(api.pipelines.GetPipeline(get_one))).code == "NOT_FOUND"
 
