@@ -10,6 +10,12 @@ import structlog
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def _concerns_us(record: logging.LogRecord) -> bool:
+    """Whether an event is worth a line: gRPC makes an error, with traceback, of a client that leaves mid-message."""
+    # By name: gRPC keeps the class to itself.
+    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ExecuteBatchError"
+
+
 def configure(level: str, form: str) -> None:
     """Set up structlog and the standard library's logging, which libraries use, alike."""
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
@@ -30,6 +36,7 @@ def configure(level: str, form: str) -> None:
     if as_json:
         final.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_concerns_us)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
     root = logging.getLogger()
     root.handlers[:] = [handler]

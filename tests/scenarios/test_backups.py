@@ -98,13 +98,13 @@ async def test_what_was_acknowledged_before_the_backup_is_there_and_ends(own_sit
         # Runs that are made now go the same way.
         assert state(await belt.ended(await belt.client.runs.start("app", "shop", "release"))) == "SUCCEEDED"
     assert await asyncio.to_thread(own_site.server.stop) == 0
+    with closing(sqlite3.connect(own_site.server.directory / "data" / "store" / "conveyor.db")) as store:
+        assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     log = own_site.server.log.read_text()
+    await asyncio.to_thread(own_site.server.start)
     assert "store_restored" in log
     assert "Traceback" not in log
     assert "[error" not in log
-    with closing(sqlite3.connect(own_site.server.directory / "data" / "store" / "conveyor.db")) as store:
-        assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    await asyncio.to_thread(own_site.server.start)
 
 
 @pytest.mark.parametrize("transport", ["grpc", "jetstream"])
