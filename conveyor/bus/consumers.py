@@ -80,6 +80,8 @@ class ConsumerRegistry:
         self._states: dict[DriverName, ConsumerState] = {}
         self._on_change: list[OnChange] = []
         self._refreshing: dict[DriverName, asyncio.Task[None]] = {}
+        self._again: set[DriverName] = set()
+        """Those of which something was heard while the answer about them was on its way: it may be the older one."""
 
     def on_change(self, callback: OnChange) -> None:
         """Calls back when a consumer somebody is interested in appears, goes, changes its filters, is pulled from or
@@ -159,14 +161,20 @@ class ConsumerRegistry:
 
     def _refresh_soon(self, name: DriverName) -> None:
         if name in self._refreshing:
+            self._again.add(name)
             return
 
         async def refresh() -> None:
             try:
-                await self.refresh(*name)
+                while True:
+                    self._again.discard(name)
+                    await self.refresh(*name)
+                    if name not in self._again:
+                        return
             except BusError as error:
                 _log.debug("bus.consumers.failed", error=str(error))
             finally:
+                self._again.discard(name)
                 self._refreshing.pop(name, None)
 
         self._refreshing[name] = asyncio.get_running_loop().create_task(refresh())

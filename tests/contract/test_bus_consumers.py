@@ -80,6 +80,29 @@ async def test_creation_is_learnt_from_the_advisory_not_from_the_poll(
         await until(lambda: bus.consumers.state("default", "d1") is None)
 
 
+async def test_what_is_heard_while_an_older_answer_is_on_its_way_counts(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "POLL_S", 3600)
+    async with started_bus(server) as bus, other_client(server) as other:
+        real, answered, held = bus.consumers.refresh, asyncio.Event(), asyncio.Event()
+
+        async def late(namespace: str, driver: str) -> object:
+            state = await real(namespace, driver)
+            answered.set()
+            await held.wait()
+            return state
+
+        monkeypatch.setattr(bus.consumers, "refresh", late)
+        bus.consumers.interest("default", "d1")
+        await answered.wait()
+        await OlderDriver(other.session, "d1").create()
+        await other.session.request("$JS.API.CONSUMER.INFO.messages.d1", b"")
+        bus.consumers.heard("d1")
+        held.set()
+        await until(lambda: bus.consumers.state("default", "d1"))
+
+
 async def test_only_drivers_somebody_waits_for_are_asked_about(server: NatsServer) -> None:
     async with started_bus(server) as bus, other_client(server) as other:
         asked: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from conveyor.bus.session import cancel_and_wait
+from conveyor.sdk.jetstream_close import closed
 from tests.support.vectors import vectors
 
 Ticket = dict[str, Any]
@@ -118,8 +119,8 @@ class Older:
         """Is gone from one moment to the next."""
         await cancel_and_wait(*self._tasks)
         self._tasks.clear()
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await self._client.close()
+        with contextlib.suppress(nats.errors.Error):
+            await closed(self._client)
 
     async def _keep_pulling(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from conveyor.sdk.cancellation import cancellable
 from conveyor.sdk.connection import Backoff
 from conveyor.sdk.driver import WorkerOptions
 from conveyor.sdk.errors import ConfigurationError
+from conveyor.sdk.jetstream_close import cancelled, closed
 from conveyor.sdk.jetstream_pull import Puller
 from conveyor.sdk.job import Job
 from conveyor.sdk.log_buffer import AttemptKey, LogBuffer
@@ -109,7 +110,7 @@ class JetStreamTransport:
                 return True
             return False
         finally:
-            await _cancelled(task, drained)
+            await cancelled(task, drained)
 
     async def _start(self) -> None:
         await self._client.connect(
@@ -179,15 +180,14 @@ class JetStreamTransport:
     async def _close(self) -> None:
         """End everything; tickets that were not answered go back to the broker, for other workers."""
         await self._runner.close()
-        await _cancelled(*self._tasks)
+        await cancelled(*self._tasks)
         if self._client.is_connected:
             with suppress(nats.errors.Error):
                 for _, message in self._tickets.values():
                     await message.nak()
                 await self._client.flush(2)
         # What it could not send any more to a broker that is gone is no error now.
-        with suppress(OSError):
-            await self._client.close()
+        await closed(self._client)
 
     def _free(self) -> int:
         return 0 if self._draining.is_set() else self._options.slots - len(self._tickets)
@@ -378,14 +378,4 @@ async def _first(bodies: list[Coroutine[Any, Any, None]]) -> None:
             if task.done():
                 await task
     finally:
-        await _cancelled(*tasks)
-
-
-async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel tasks and wait for their end."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        # Once more after a while: before Python 3.12 a connection that is refused at the same moment swallows it.
-        _, left = await asyncio.wait(left, timeout=1.0)
+        await cancelled(*tasks)
