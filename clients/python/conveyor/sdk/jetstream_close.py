@@ -2,9 +2,10 @@
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nats.aio.client import Client
+if TYPE_CHECKING:
+    from nats.aio.client import Client
 
 
 async def cancelled(*tasks: "asyncio.Task[Any]") -> None:
@@ -17,7 +18,7 @@ async def cancelled(*tasks: "asyncio.Task[Any]") -> None:
         _, left = await asyncio.wait(left, timeout=1.0)
 
 
-async def closed(client: Client) -> None:
+async def closed(client: "Client") -> None:
     """Close a client, and what goes on behind its back.
 
     A reconnect that is under way while `close` cancels it may go on all the same and connect, with tasks and a socket
@@ -32,6 +33,6 @@ async def closed(client: Client) -> None:
         writer.transport.abort()
 
 
-def _belongs_to(task: "asyncio.Task[Any]", client: Client) -> bool:
+def _belongs_to(task: "asyncio.Task[Any]", client: "Client") -> bool:
     frame = getattr(task.get_coro(), "cr_frame", None)
     return frame is not None and frame.f_locals.get("self") is client and not task.done()
