@@ -76,8 +76,9 @@ class LaneKeeper:
 
     async def _see_to(self, namespace: str, lane: Lane, runs: set[str]) -> bool:
         """Do what is to be done; returns whether the lane was changed instead, so that it must be read again."""
-        for run in runs:
-            if lane.position(run) < 0 and await self._waits(namespace, run):
+        # Those of one process join again in the order in which it made them: ids grow with the time.
+        for run in sorted(runs.difference(lane.runs())):
+            if await self._waits(namespace, run):
                 # Somebody has deleted the lane, or its record could not be read.
                 await self._lanes.store(lane.with_run(run, replaces=False))
                 return True

@@ -64,6 +64,10 @@ class Lane:
         left = [entry for entry in self.entries if entry.run != run]
         return self._change(left) if len(left) < len(self.entries) else None
 
+    def runs(self) -> list[str]:
+        """The runs in the lane, in their order."""
+        return [entry.run for entry in self.entries]
+
     def position(self, run: str) -> int:
         """How many runs go before this one; -1 when it is not in the lane."""
         return next((index for index, entry in enumerate(self.entries) if entry.run == run), -1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 
 import pytest
 
-from conveyor.sdk import Job
+from conveyor.sdk import FailedPrecondition, Job
 from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Hold, fail, ok
@@ -95,6 +96,7 @@ async def test_a_place_is_free_however_its_run_ends(belt: Belt, how: str) -> Non
     await belt.ended(second)
 
 
+@on_both_stores
 async def test_a_newer_one_replaces_one_that_is_slow_to_stop(belt: Belt) -> None:
     stubborn = Hold(cancellable=False)
     belt.drive("deploy", stubborn)
@@ -129,6 +131,37 @@ async def test_a_retry_waits_for_its_turn(belt: Belt) -> None:
     assert [state(await belt.ended(run)) for run in (first, third, retried)] == ["SUCCEEDED"] * 3
 
 
+async def test_one_that_waits_is_deleted_once_it_is_cancelled(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("deploy", hold)
+    await belt.pipeline(step("deploy"), concurrency=QUEUE)
+    first = await belt.start()
+    await hold.started.wait()
+    second, third = await again(belt, first), await again(belt, first)
+    with pytest.raises(FailedPrecondition):
+        await belt.client.runs.delete(second.id)
+    await belt.client.runs.cancel(second.id)
+    await belt.client.runs.delete(second.id)
+    assert (await belt.client.runs.get(third.id)).wait.ahead == 1
+    hold.released.set()
+    assert state(await belt.ended(third)) == "SUCCEEDED"
+
+
+async def test_a_watch_tells_of_the_wait_and_of_the_turn(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("deploy", hold)
+    await belt.pipeline(step("deploy"), concurrency=QUEUE)
+    first = await belt.start()
+    second = await again(belt, first)
+    told: list[tuple[str, str]] = []
+    async for update in belt.client.runs.watch(second.id):
+        said = (state(update.run), reason(update.run))
+        if said not in told:
+            told.append(said)
+        hold.released.set()
+    assert told == [("PENDING", "WAITING_FOR_RUN"), ("RUNNING", "UNSPECIFIED"), ("SUCCEEDED", "UNSPECIFIED")]
+
+
 async def test_the_command_line_says_who_goes_first(belt: Belt) -> None:
     cli = Cli(belt.address, belt.namespace)
     await belt.pipeline(step("deploy"), concurrency=QUEUE)
@@ -138,3 +171,7 @@ async def test_the_command_line_says_who_goes_first(belt: Belt) -> None:
     assert f"Waits for: run {first.id}\n" in said.out
     said = await asyncio.to_thread(cli, "run", "get", third.id)
     assert f"Waits for: run {first.id}, and 1 more before it\n" in said.out
+    said = await asyncio.to_thread(cli, "run", "get", third.id, "-o", "json")
+    assert json.loads(said.out)["wait"] == {"run": first.id, "ahead": 2}
+    said = await asyncio.to_thread(cli, "run", "list")
+    assert said.out.count("WAITING_FOR_RUN") == 2

@@ -6,13 +6,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from conveyor.sdk import Job
+from conveyor.sdk import Client, Job
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy
 from conveyor.v1.run_pb2 import Run, StepState
-from tests.support.behaviour import Counted, Hold, fail, ok
+from tests.support.behaviour import Counted, Hold, fail, ok, sleep
 from tests.support.belt import Belt, Site, one, state, step
 from tests.support.cli import Cli
 from tests.support.etcd import VERSIONS, Etcd, binary
@@ -20,6 +22,7 @@ from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
 
+QUEUE = Concurrency(policy=ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE)
 QUICK = ["--session-ttl", "4s", "--lease-ttl", "2s"]
 
 
@@ -200,6 +203,50 @@ async def test_a_watch_and_a_follower_go_on_elsewhere(trio: Trio, belt: Belt) ->
         assert len(shown) == len(set(shown)), shown
         texts = [line.rpartition("line ")[2] for line in lines.splitlines() if "line " in line]
         assert texts == [str(number) for number in range(20)] * 2
+
+
+async def test_a_lane_goes_on_when_the_server_and_the_worker_of_its_first_run_die(trio: Trio, belt: Belt) -> None:
+    starter, *others = trio.servers
+    worker = belt.spawn("work", "sleep", "600", CONVEYOR_ADDRESS=starter.address)
+    await belt.pipeline(step("a", "work"), concurrency=QUEUE)
+    await belt.connected("work")
+    async with Client(starter.address, namespace=belt.namespace) as client:
+        first = await belt.start()
+        await belt.until_step(first, "a", "RUNNING")
+        runs = [first, await client.runs.start("app", first.resource)]
+    async with Client(others[0].address, namespace=belt.namespace) as client:
+        runs.append(await client.runs.start("app", first.resource))
+    await asyncio.to_thread(starter.kill)
+    await asyncio.to_thread(worker.kill)
+    counted = Counted(ok)
+    belt.drive("work", counted, address=others[0].address)
+    ended = [await belt.ended(run) for run in runs]
+    await asyncio.to_thread(starter.start)
+    assert [state(run) for run in ended] == ["SUCCEEDED"] * 3
+    assert [job.run for job in counted.jobs] == [run.id for run in runs]
+
+
+async def test_runs_of_one_resource_from_all_servers_go_one_after_the_other(trio: Trio, belt: Belt) -> None:
+    counted = Counted(sleep(0.05))
+    belt.drive("work", counted)
+    await belt.pipeline(step("a", "work"), concurrency=QUEUE)
+    first = await belt.start()
+
+    async def start_some(server: ConveyorServer) -> list[Run]:
+        async with Client(server.address, namespace=belt.namespace) as client:
+            return list(await asyncio.gather(*(client.runs.start("app", first.resource) for _ in range(8))))
+
+    runs = [first]
+    for made in await asyncio.gather(*map(start_some, trio.servers)):
+        runs += made
+    await until(lambda: counted.count >= 3)
+    await asyncio.to_thread(trio.servers[0].kill)
+    ended = sorted([await belt.ended(run) for run in runs], key=lambda run: run.start_time.ToNanoseconds())
+    await asyncio.to_thread(trio.servers[0].start)
+    assert [state(run) for run in ended] == ["SUCCEEDED"] * 25
+    for before, after in pairwise(ended):
+        assert before.end_time.ToNanoseconds() <= after.start_time.ToNanoseconds()
+    assert len(counted.jobs) == 25
 
 
 async def test_timers_go_on_when_their_leader_is_killed(trio: Trio, belt: Belt) -> None:
