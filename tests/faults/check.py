@@ -1,4 +1,7 @@
-"""The invariants of the design, one function each: what a history violates of it. 3 is in order.py, 7 in sight.py."""
+"""The invariants of the design, one function each: what a history violates of it.
+
+3 is in order.py, 7 in sight.py, and what of 4 and 8 concerns workers in hands.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from conveyor.v1.run_pb2 import Run, RunReason, StepRun
+from tests.faults.hands import cancels_arrive, tickets_come_once
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
 from tests.faults.lanes import one_after_the_other
 from tests.faults.order import steps_run_in_order
@@ -185,10 +189,12 @@ CHECKS: tuple[Check, ...] = (
     steps_run_in_order,
     one_after_the_other,
     one_attempt_counts,
+    tickets_come_once,
     ends_stay,
     all_move_on,
     nothing_is_missed_silently,
     answers_are_true,
+    cancels_arrive,
     nothing_is_left,
 )
 """In the order of their numbers."""

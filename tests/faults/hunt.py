@@ -10,11 +10,12 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.faults.cluster import Layout
 from tests.faults.planted import PLANTED, Plant
+from tests.faults.report import failure
 from tests.faults.round import Settings, play
 
 
@@ -27,45 +28,74 @@ class Hunt:
     """Played until it was found, or in vain."""
     noticed: Counter[int]
     """How many violations of which invariant the last round had."""
+    control: Counter[int]
+    """The same of the same round without the bug."""
 
     @property
     def found(self) -> bool:
-        """Whether an invariant noticed it that is to notice it."""
-        return bool(self.plant.invariants & self.noticed.keys())
+        """Whether an invariant noticed it that is to notice it, and none the round without it."""
+        return bool(self.plant.invariants & self.noticed.keys()) and not self.control
 
     def __str__(self) -> str:
         verdict = "found" if self.found else "NOT FOUND"
-        noticed = ", ".join(f"{times} of {number}" for number, times in sorted(self.noticed.items()))
-        return f"{self.plant.name}: {verdict} after {self.rounds} rounds ({noticed or 'nothing'}): {self.plant.breaks}"
+        told = f"after {self.rounds} rounds ({_listed(self.noticed)}; without it {_listed(self.control)})"
+        return f"{self.plant.name}: {verdict} {told}: {self.plant.breaks}"
 
 
-def hunt(plant: Plant, directory: Path, seeds: int, seconds: float = 6.0) -> Hunt:
-    """Play up to so many rounds, in directories below the given one."""
-    noticed: Counter[int] = Counter()
-    for seed in range(1, seeds + 1):
-        layout = Layout(plant.store, plant.servers, plant=plant.name)
-        round_ = directory / f"{plant.name}-{seed}"
-        outcome = play(Settings(seed, layout, seconds, plant.faults), round_)
-        noticed = Counter(violation.invariant for violation in outcome.violations)
-        shutil.rmtree(round_)
-        result = Hunt(plant, seed, noticed)
-        if result.found:
-            return result
-    return Hunt(plant, seeds, noticed)
+def _listed(noticed: Counter[int]) -> str:
+    return ", ".join(f"{times} of {number}" for number, times in sorted(noticed.items())) or "nothing"
+
+
+class Hunter:
+    """Hunts deliberate bugs, in rounds of so many seconds below a directory."""
+
+    def __init__(self, directory: Path, seconds: float = 6.0) -> None:
+        self._directory = directory
+        self._seconds = seconds
+        self._controls: dict[Settings, Counter[int]] = {}
+
+    def hunt(self, plant: Plant, seeds: int) -> Hunt:
+        """Play up to so many rounds with the bug, and the one that finds it without."""
+        noticed: Counter[int] = Counter()
+        for seed in range(1, seeds + 1):
+            settings = self._settings(plant, seed)
+            noticed = self._play(settings)
+            if plant.invariants & noticed.keys():
+                return Hunt(plant, seed, noticed, self._control(settings))
+        return Hunt(plant, seeds, noticed, Counter())
+
+    def _settings(self, plant: Plant, seed: int) -> Settings:
+        layout = Layout(plant.store, plant.servers, plant=plant.name, server_arguments=plant.arguments)
+        return Settings(seed, layout, self._seconds, plant.faults, timed=plant.timed)
+
+    def _control(self, settings: Settings) -> Counter[int]:
+        innocent = replace(settings, layout=replace(settings.layout, plant=""))
+        if innocent not in self._controls:
+            self._controls[innocent] = self._play(innocent)
+        return self._controls[innocent]
+
+    def _play(self, settings: Settings) -> Counter[int]:
+        directory = Path(tempfile.mkdtemp(prefix="round-", dir=self._directory)) / "round"
+        outcome = play(settings, directory)
+        if outcome.violations and not settings.layout.plant:
+            print(failure(outcome), f"all of it: {directory}", sep="\n", flush=True)
+        else:
+            shutil.rmtree(directory.parent)
+        return Counter(violation.invariant for violation in outcome.violations)
 
 
 def main() -> int:
     """Hunt those that are named, or all; 1 when one was not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.hunt", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*PLANTED, []], metavar="BUG")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="rounds for each at most")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="rounds for each at most")
     given = parser.parse_args()
     missed = 0
-    with tempfile.TemporaryDirectory(prefix="faults-") as directory:
-        for name in given.names or PLANTED:
-            result = hunt(PLANTED[name], Path(directory), given.seeds)
-            print(result, flush=True)
-            missed += not result.found
+    hunter = Hunter(Path(tempfile.mkdtemp(prefix="faults-")))
+    for name in given.names or PLANTED:
+        result = hunter.hunt(PLANTED[name], given.seeds)
+        print(result, flush=True)
+        missed += not result.found
     return 1 if missed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -27,8 +28,11 @@ _POLICIES = [
 Acts = list[dict[str, Any]]
 
 
-def random_pipeline(rng: Random, name: str, drivers: list[str]) -> Pipeline:
-    """A pipeline that ends by itself within seconds, as long as somebody drives it."""
+def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipeline:
+    """A pipeline that ends by itself within seconds, as long as somebody drives it.
+
+    `drivers`: whether there need be a timeout for what each has to do.
+    """
     graph = rng.random() < 0.6
     made = Pipeline(
         name=name,
@@ -53,12 +57,13 @@ def random_pipeline(rng: Random, name: str, drivers: list[str]) -> Pipeline:
     return made
 
 
-def _random_step(rng: Random, name: str, drivers: list[str]) -> tuple[Step, Acts]:
-    step = Step(id=name, driver=rng.choice(drivers), allow_failure=rng.random() < 0.15)
+def _random_step(rng: Random, name: str, drivers: Mapping[str, bool]) -> tuple[Step, Acts]:
+    step = Step(id=name, driver=rng.choice(sorted(drivers)), allow_failure=rng.random() < 0.15)
     acts = [_random_act(rng) for _ in range(rng.randint(1, 3))]
     hangs = any(act["answer"] == "hang" for act in acts)
-    # Whatever a killed driver leaves behind on JetStream ends by this alone.
-    step.timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 1.5) if hangs else rng.uniform(3, 8)))
+    timeout = rng.uniform(0.5, 1.5) if hangs else rng.uniform(3, 8)
+    if hangs or drivers[step.driver] or rng.random() < 0.5:
+        step.timeout.FromTimedelta(timedelta(seconds=timeout))
     if rng.random() < 0.15:
         step.queue_timeout.FromTimedelta(timedelta(seconds=rng.uniform(0.5, 5)))
     if hangs or rng.random() < 0.5:

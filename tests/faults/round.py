@@ -52,6 +52,8 @@ class Settings:
     seconds: float = 15.0
     faults: tuple[str, ...] = ()
     """Names of faults, or how they begin, e.g. `kill-`. Empty: all that fit."""
+    timed: bool = True
+    """Whether all that JetStream drivers do has a timeout; needless as long as neither they nor the broker die."""
 
 
 @dataclass
@@ -77,8 +79,7 @@ def play(settings: Settings, directory: Path) -> Outcome:
 
 async def _play(settings: Settings, directory: Path, events: Path, strikes: Counter[tuple[str, str]]) -> History:
     recorder = Recorder(events / "harness.jsonl", "harness")
-    drivers = sorted({driver for _, driver, *_ in _UNITS})
-    planned = plan(Random(f"{settings.seed}/workload"), drivers, settings.seconds)
+    planned = plan(Random(f"{settings.seed}/workload"), _timed(settings), settings.seconds)
     async with Cluster(directory, settings.layout) as cluster:
         fresh = await asyncio.to_thread(usage, cluster.servers[0])
         workload = Workload(planned, cluster.addresses, recorder)
@@ -97,6 +98,12 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
         seen.left = await left_over(cluster, fresh)
         seen.mistakes = mistakes(cluster)
         return seen
+
+
+def _timed(settings: Settings) -> dict[str, bool]:
+    """Whether what a driver has to do needs a timeout: what a killed one leaves behind on JetStream ends by that."""
+    jetstream = {driver for _, driver, transport, _ in _UNITS if transport == "jetstream"}
+    return {driver: driver in jetstream and settings.timed for _, driver, *_ in _UNITS}
 
 
 def choose(names: Sequence[str], cluster: Cluster) -> dict[str, list[Fault]]:

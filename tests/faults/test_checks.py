@@ -10,7 +10,7 @@ import pytest
 from conveyor.sdk import to_struct
 from conveyor.v1.log_pb2 import LogLine
 from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy, Pipeline, Step, TriggerRule
-from conveyor.v1.run_pb2 import Attempt, Run, RunReason, RunState, StepReason, StepRun, StepState
+from conveyor.v1.run_pb2 import Attempt, Run, RunReason, RunState, StepReason, StepRun, StepState, Transport
 from tests.faults.check import check
 from tests.faults.history import Event, History, seen
 
@@ -184,6 +184,22 @@ def _done_twice(history: History) -> None:
     history.events.append({**_event(history, "began"), "at": 20.0})
 
 
+def _delivered_twice(history: History) -> None:
+    # By JetStream: nobody is told of an ack there.
+    history.events = [event for event in history.events if event["kind"] != "acked"]
+    _done_twice(history)
+
+
+def _cancelled_in_silence(history: History) -> None:
+    run, step = history.runs["r"], history.runs["r"].steps[1]
+    run.state, run.reason = RunState.RUN_STATE_CANCELLED, RunReason.RUN_REASON_CANCEL_REQUESTED
+    step.state, step.reason = StepState.STEP_STATE_CANCELLED, StepReason.STEP_REASON_ABANDONED
+    step.attempts[0].transport = Transport.TRANSPORT_GRPC
+    _event(history, "answered", 1)["at"] = 15.0
+    asked = {"by": "harness", "what": "cancel", "call": 3, "run": "r", "force": False}
+    history.events += [{"kind": "invoke", "at": 8.1, **asked}, {"kind": "ok", "at": 8.2, **asked}]
+
+
 def _two_current(history: History) -> None:
     step = history.runs["r"].steps[0]
     step.attempts.insert(0, Attempt(number=0, state=StepState.STEP_STATE_RUNNING))
@@ -269,6 +285,7 @@ def _descriptors(history: History) -> None:
         (3, _overlapping),
         (4, _counted_twice),
         (4, _done_twice),
+        (4, _delivered_twice),
         (4, _two_current),
         (5, _changed_after_the_end),
         (6, _never_ended),
@@ -283,6 +300,7 @@ def _descriptors(history: History) -> None:
         (8, _error("INTERNAL", "INTERNAL")),
         (8, _left_out),
         (8, _acknowledged_cancel),
+        (8, _cancelled_in_silence),
         (9, _descriptors),
     ],
 )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from tests.faults.hunt import hunt
+from tests.faults.hunt import Hunter
 from tests.faults.planted import PLANTED
 
 
+@pytest.fixture(scope="module")
+def hunter(tmp_path_factory: pytest.TempPathFactory) -> Hunter:
+    return Hunter(tmp_path_factory.mktemp("hunt"), seconds=2)
+
+
 @pytest.mark.parametrize("name", ["dispatch-before-all-needs", "request-ids-forgotten"])
-async def test_a_deliberate_bug_is_found(name: str, tmp_path: Path) -> None:
-    result = await asyncio.to_thread(hunt, PLANTED[name], tmp_path, seeds=10, seconds=3)
+async def test_a_deliberate_bug_is_found(name: str, hunter: Hunter) -> None:
+    result = await asyncio.to_thread(hunter.hunt, PLANTED[name], seeds=10)
     assert result.found, result

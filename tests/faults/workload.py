@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
@@ -69,8 +69,8 @@ class Plan:
     ops: list[Op]
 
 
-def plan(rng: Random, drivers: list[str], seconds: float, *, clients: int = 3, rate: float = 15.0) -> Plan:
-    """`rate` in ops per second."""
+def plan(rng: Random, drivers: Mapping[str, bool], seconds: float, *, clients: int = 3, rate: float = 15.0) -> Plan:
+    """`rate` in ops per second; `drivers` as for pipelines."""
     pipelines = [random_pipeline(rng, f"p{number}", drivers) for number in range(8)]
     resources = [Resource(name=f"r{number}", definition="app") for number in range(4)]
     ops: list[Op] = []
@@ -94,7 +94,7 @@ def _detailed(
     starts: list[int],
     pipelines: list[Pipeline],
     resources: list[Resource],
-    drivers: list[str],
+    drivers: Mapping[str, bool],
 ) -> Op:
     # Mostly a run of a moment ago: it is still under way.
     target = rng.choice(starts[-3:] if rng.random() < 0.8 else starts) if starts else -1
