@@ -8,13 +8,21 @@ from itertools import pairwise
 
 from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy
 from conveyor.v1.run_pb2 import Run, RunReason
+from tests.faults.hands import troubled
 from tests.faults.history import ENDED, History, Violation, run_state
 
+_STOPPED = frozenset(
+    {RunReason.RUN_REASON_REPLACED, RunReason.RUN_REASON_CANCEL_REQUESTED, RunReason.RUN_REASON_TIMED_OUT}
+)
+_STOPS_WITHIN = 2.0
+"""Seconds from the start of a run to the cancel of those that it replaces, as long as nobody is struck."""
+_CANCELS = frozenset({"server", "etcd", "network", "disk"})
+"""Components whose faults may make that cancel late."""
 _IN_TURN = frozenset({ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE, ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE})
 
 
 def one_after_the_other(history: History) -> Iterator[Violation]:
-    """3: None starts before the one before it has ended, and an older one never starts last."""
+    """3: None starts before the one before it has ended, an older one never last, and a newer one may replace it."""
     if any(event["component"] == "clock" for event in history.of("strike")):
         return  # the stamps of two servers can't be compared
     asked, answered = _asked(history), _answered(history)
@@ -30,6 +38,11 @@ def one_after_the_other(history: History) -> Iterator[Violation]:
             for early in started[:number]:
                 if answered.get(late.id, float("inf")) < asked.get(early.id, 0.0):
                     yield Violation(3, early.id, f"it started before {late.id}, which is older")
+        for run in runs:
+            newer = (each for each in runs if answered.get(run.id, float("inf")) < asked.get(each.id, 0.0))
+            for by in newer:
+                if _replaces(by) and _went_on(run, by) and not _delayed(by, history, asked, answered):
+                    yield Violation(3, run.id, f"it went on after {by.id}, which replaces it, was there")
         for run in runs:
             if run.reason == RunReason.RUN_REASON_REPLACED and not _replaced(run, runs, history):
                 yield Violation(3, run.id, "it was replaced, and there is no newer run that did so")
@@ -61,9 +74,23 @@ def _answered(history: History) -> dict[str, float]:
     return found
 
 
+def _replaces(run: Run) -> bool:
+    return bool(run.pipeline_snapshot.concurrency.policy == ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE)
+
+
+def _went_on(run: Run, by: Run) -> bool:
+    """Whether it ended by itself, long after one was made that replaces it."""
+    late = by.create_time.ToNanoseconds() + int(_STOPS_WITHIN * 1e9)
+    return run.reason not in _STOPPED and run_state(run.state) in ENDED and run.end_time.ToNanoseconds() > late
+
+
+def _delayed(by: Run, history: History, asked: dict[str, float], answered: dict[str, float]) -> bool:
+    """Whether a fault may have kept it from replacing others."""
+    since = asked[by.id]
+    return troubled(history, _CANCELS, since, answered.get(by.id, since) + _STOPS_WITHIN)
+
+
 def _replaced(run: Run, runs: list[Run], history: History) -> bool:
     if any(event["what"] == "delete" for event in history.of("invoke")):
         return True  # the newer one may be gone
-    newer = (each for each in runs if each.id != run.id and each.id[:13] >= run.id[:13])
-    policies = {each.pipeline_snapshot.concurrency.policy for each in newer}
-    return ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE in policies
+    return any(_replaces(each) for each in runs if each.id != run.id and each.id[:13] >= run.id[:13])

@@ -28,6 +28,8 @@ class Plant:
     """What servers are started with, besides."""
     timed: bool
     """Whether all that JetStream drivers do has a timeout, which would hide it."""
+    resources: int
+    """How many resources runs are of: the fewer, the more runs wait for each other."""
 
 
 PLANTED: dict[str, Plant] = {}
@@ -41,12 +43,16 @@ def plant(
     faults: tuple[str, ...] = ("kill-server",),
     arguments: tuple[str, ...] = (),
     timed: bool = True,
+    resources: int = 4,
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """List a patch under its name."""
 
     def add(patch: Callable[[], None]) -> Callable[[], None]:
         name = patch.__name__.replace("_", "-")
-        PLANTED[name] = Plant(name, breaks, frozenset(invariants), patch, store, servers, faults, arguments, timed)
+        notices = frozenset(invariants)
+        PLANTED[name] = Plant(
+            name, breaks, notices, patch, store, servers, faults, arguments, timed=timed, resources=resources
+        )
         return patch
 
     return add

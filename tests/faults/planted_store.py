@@ -10,7 +10,7 @@ from typing import Any
 from conveyor.core import errors
 from conveyor.core.model import Decision
 from conveyor.logs.store import LogStore
-from conveyor.state import admission, keys, lanes, requests, runs
+from conveyor.state import keys, lanes, requests, runs
 from conveyor.store import etcd_watch
 from conveyor.store.port import Change, Changes, Put, Reset, StoreError
 from conveyor.v1 import log_pb2
@@ -45,14 +45,6 @@ def away_is_not_found() -> None:
 
     put(runs.Runs, "head", blind(head))
     put(runs.Runs, "load", blind(load))
-
-
-@plant("runs of a resource that should queue go side by side", 3)
-def lanes_are_free() -> None:
-    async def none(*_: object) -> lanes.Lane | None:
-        return None
-
-    put(admission.Admission, "_lane", none)
 
 
 @plant("a transition is stored whatever another server has stored since", 3, 4, 5, 7, store="etcd", servers=3)

@@ -36,8 +36,6 @@ _UNITS = (
 )
 """Worker, driver, transport, and the definition whose broadcasts it wants. Delta takes part both ways."""
 _SLOTS = 8
-_BOUND = 90.0
-"""Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
 _WEIGHTS = {"kill": 3}
 """How often faults of this kind strike for each other one of the same component."""
 _UNFINISHED = [RunState.RUN_STATE_PENDING, RunState.RUN_STATE_RUNNING, RunState.RUN_STATE_CANCELLING]
@@ -54,6 +52,10 @@ class Settings:
     """Names of faults, or how they begin, e.g. `kill-`. Empty: all that fit."""
     timed: bool = True
     """Whether all that JetStream drivers do has a timeout; needless as long as neither they nor the broker die."""
+    resources: int = 4
+    """How many resources runs are of."""
+    patience: float = 90.0
+    """Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
 
 
 @dataclass
@@ -79,7 +81,8 @@ def play(settings: Settings, directory: Path) -> Outcome:
 
 async def _play(settings: Settings, directory: Path, events: Path, strikes: Counter[tuple[str, str]]) -> History:
     recorder = Recorder(events / "harness.jsonl", "harness")
-    planned = plan(Random(f"{settings.seed}/workload"), _timed(settings), settings.seconds)
+    rng = Random(f"{settings.seed}/workload")
+    planned = plan(rng, _timed(settings), settings.seconds, resources=settings.resources)
     async with Cluster(directory, settings.layout) as cluster:
         fresh = await asyncio.to_thread(usage, cluster.servers[0])
         workload = Workload(planned, cluster.addresses, recorder)
@@ -89,7 +92,7 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
                 await cluster.drive(unit)
             await _strike_during(workload.run(), settings, cluster, recorder, strikes)
             recorder.note("faults-ended")
-            seen = await _collected(workload, cluster)
+            seen = await _collected(workload, cluster, settings.patience)
         finally:
             await workload.close()
             recorder.close()
@@ -163,22 +166,22 @@ async def _strike_during(
                 group.create_task(lane(component, number, mine))
 
 
-async def _collected(workload: Workload, cluster: Cluster) -> History:
+async def _collected(workload: Workload, cluster: Cluster, patience: float) -> History:
     """Wait until everything has ended, and read what is stored."""
     seen = History([])
     async with Client(cluster.addresses, namespace=NAMESPACE) as client:
-        seen.unfinished = await _unfinished(client)
+        seen.unfinished = await _unfinished(client, patience)
         for run in await stored(client):
             seen.runs[run.id] = run
-            seen.logs[run.id] = [line async for line in client.logs.read(run.id, give_up_after=_BOUND)]
+            seen.logs[run.id] = [line async for line in client.logs.read(run.id, give_up_after=patience)]
         with contextlib.suppress(AssertionError):
             await until(lambda: _caught_up(workload, seen), "watchers to see the end", within=20)
     return seen
 
 
-async def _unfinished(client: Client) -> list[str]:
+async def _unfinished(client: Client, patience: float) -> list[str]:
     """What has not ended within the bound. Raises what the servers say when they do not even answer by then."""
-    give_up = time.monotonic() + _BOUND
+    give_up = time.monotonic() + patience
     while True:
         over = time.monotonic() > give_up
         try:

@@ -176,6 +176,18 @@ def _overlapping(history: History) -> None:
     history.runs["s"] = other
 
 
+def _not_replaced(history: History) -> None:
+    _overlapping(history)
+    run, other = history.runs["r"], history.runs["s"]
+    other.pipeline_snapshot.concurrency.policy = ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE
+    other.labels["request"] = "newer"
+    other.create_time.FromSeconds(20)
+    other.start_time.CopyFrom(run.end_time)
+    history.events.append(
+        {"kind": "invoke", "by": "harness", "at": 5.0, "call": 9, "what": "start", "request": "newer"}
+    )
+
+
 def _counted_twice(history: History) -> None:
     history.events.append({**_event(history, "acked"), "at": 20.0})
 
@@ -283,6 +295,7 @@ def _descriptors(history: History) -> None:
         (3, _answer_of_another),
         (3, _wrong_input),
         (3, _overlapping),
+        (3, _not_replaced),
         (4, _counted_twice),
         (4, _done_twice),
         (4, _delivered_twice),

@@ -69,10 +69,18 @@ class Plan:
     ops: list[Op]
 
 
-def plan(rng: Random, drivers: Mapping[str, bool], seconds: float, *, clients: int = 3, rate: float = 15.0) -> Plan:
+def plan(
+    rng: Random,
+    drivers: Mapping[str, bool],
+    seconds: float,
+    *,
+    clients: int = 3,
+    rate: float = 15.0,
+    resources: int = 4,
+) -> Plan:
     """`rate` in ops per second; `drivers` as for pipelines."""
     pipelines = [random_pipeline(rng, f"p{number}", drivers) for number in range(8)]
-    resources = [Resource(name=f"r{number}", definition="app") for number in range(4)]
+    targets = [Resource(name=f"r{number}", definition="app") for number in range(resources)]
     ops: list[Op] = []
     starts: list[int] = []
     for number in range(int(seconds * rate)):
@@ -80,11 +88,11 @@ def plan(rng: Random, drivers: Mapping[str, bool], seconds: float, *, clients: i
         ops.append(Op(at, rng.choice(_KINDS) if number > 3 else "start", rng.randrange(clients)))
     ops.sort(key=lambda op: op.at)
     for number, op in enumerate(ops):
-        made = _detailed(rng, op, number, starts, pipelines, resources, drivers)
+        made = _detailed(rng, op, number, starts, pipelines, targets, drivers)
         ops[number] = made
         if made.kind in ("start", "create", "retry"):
             starts.append(number)
-    return Plan(pipelines, resources, ops)
+    return Plan(pipelines, targets, ops)
 
 
 def _detailed(
