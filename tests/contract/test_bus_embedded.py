@@ -185,7 +185,8 @@ def test_a_broker_that_is_frozen_goes_too(data_dir: Path) -> None:
 
 async def test_a_leftover_of_an_earlier_crash_is_ended(data_dir: Path) -> None:
     server, pid = await asyncio.to_thread(run_server, data_dir)
-    # The guard goes at the same time, so that nobody looks after the broker.
+    # The guard goes while the server stands still, so that nobody looks after the broker.
+    server.send_signal(signal.SIGSTOP)
     guards = await asyncio.to_thread(others_in_group_of, pid)
     assert guards
     for guard in guards:
