@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from conveyor.core.draft import Draft
 from conveyor.core.plan import SECOND
+from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
 TIMEOUT_GRACE = 30 * SECOND
 """How long workers of a run or step that timed out have to confirm that they stopped."""
+
+CLOCKS_DIFFER = SECOND
+"""By how much the clocks of two replicas may differ without the one's deadlines being moved by the other."""
 
 
 def end_in_time(draft: Draft) -> None:
@@ -19,6 +23,54 @@ def end_in_time(draft: Draft) -> None:
         return  # It has not started.
     message = f"the run took longer than {draft.plan.timeout / SECOND:g} s"
     draft.begin_cancelling(run_pb2.RUN_STATE_FAILED, run_pb2.RUN_REASON_TIMED_OUT, message, TIMEOUT_GRACE)
+
+
+def grace_left(head: storage_pb2.RunHead, now: int) -> int:
+    """How long workers of a run that is cancelled still have, in microseconds: never longer than they ever had."""
+    left = max(0, head.cancel_deadline - now)
+    return min(left, head.cancel_grace) if head.HasField("cancel_grace") else left
+
+
+def bring_run_nearer(draft: Draft) -> None:
+    """Move deadlines of the run that lie further off than they can: they were stored while a clock was ahead."""
+    head, plan = draft.head, draft.plan
+    if head.state == run_pb2.RUN_STATE_PENDING:
+        return
+    if not draft.open_main:
+        head.finally_deadline = _nearer(draft, head.finally_deadline, plan.finally_timeout)
+    elif head.state != run_pb2.RUN_STATE_CANCELLING:
+        head.deadline = _nearer(draft, head.deadline, plan.timeout)
+    elif head.HasField("cancel_grace"):
+        head.cancel_deadline = _nearer(draft, head.cancel_deadline, head.cancel_grace)
+
+
+def bring_step_nearer(draft: Draft, index: int) -> None:
+    """The same for the `next_time` of a step."""
+    record = draft.peek(index)
+    if record is None or (draft.cancelling and index < draft.plan.main):
+        return
+    nearer = _nearer(draft, record.next_time, _bound(draft, index, record))
+    if nearer != record.next_time and draft.fits(index):
+        draft.edit(index).next_time = nearer
+
+
+def _bound(draft: Draft, index: int, record: storage_pb2.StepRecord) -> int:
+    """How far off the step's `next_time` was when it was set, at most."""
+    step = draft.plan.steps[index]
+    if record.state == run_pb2.STEP_STATE_RETRYING:
+        return step.retry.backoff(record.failures, 1.0)
+    if record.state == run_pb2.STEP_STATE_QUEUED and not draft.plan.broadcast:
+        return step.queue_timeout
+    return step.timeout
+
+
+def _nearer(draft: Draft, time: int, bound: int) -> int:
+    """The time, or `bound` from now when that is clearly earlier."""
+    nearest = draft.now + bound
+    if time <= nearest + CLOCKS_DIFFER:
+        return time
+    draft.timers.append(nearest)
+    return nearest
 
 
 def step_due(draft: Draft, index: int) -> None:

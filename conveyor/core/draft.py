@@ -152,7 +152,7 @@ class Draft:
         record.ready_time = self.stamp
         if self.plan.broadcast:
             # The answers to a broadcast are due together, whoever got it.
-            record.next_time = record.queue_time + step.timeout
+            record.next_time = min(record.queue_time, self.now) + step.timeout
         else:
             record.next_time = self.now + step.queue_timeout if step.queue_timeout else 0
         if record.next_time:
@@ -282,6 +282,7 @@ class Draft:
         head.reason = reason
         head.message = message
         head.cancel_deadline = self.now + grace
+        head.cancel_grace = grace
         self.timers.append(head.cancel_deadline)
 
     # The end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from conveyor.core.deadlines import grace_left
 from conveyor.core.draft import Draft
 from conveyor.core.model import OVERDUE, TERMINAL_STEP
 from conveyor.core.plan import SECOND
@@ -85,7 +86,7 @@ def _stop_main_steps(draft: Draft) -> None:
         if (running and record.cancel_sent and not overdue) or not draft.fits(index):
             continue
         if running and not record.cancel_sent:
-            draft.tell_to_stop(index, draft.head.cancel_message or message, deadline - draft.now)
+            draft.tell_to_stop(index, draft.head.cancel_message or message, grace_left(draft.head, draft.now))
         if running and overdue:
             said = _abandoned(deadline, record)
             draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conveyor.core.deadlines import TIMEOUT_GRACE, end_in_time, step_due
+from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, Draft, withdrawal
 from conveyor.core.model import (
     OVERDUE,
@@ -55,7 +55,7 @@ def _on_created(state: RunState, event: RunCreated, now: int, jitter: float) -> 
         return Decision(state)
     draft = Draft(state, now, jitter)
     head = draft.head
-    head.deadline = head.deadline or now + state.plan.timeout
+    head.deadline = min(head.deadline or now + state.plan.timeout, now + state.plan.timeout)
     head.state = run_pb2.RUN_STATE_RUNNING
     head.reason = run_pb2.RUN_REASON_UNSPECIFIED
     head.message = ""
@@ -73,11 +73,16 @@ def _on_continue(state: RunState, event: Continue | Tick, now: int, jitter: floa
         return Decision(state)
     draft = Draft(state, now, jitter, thorough=True)
     end_in_time(draft)
+    bring_run_nearer(draft)
     if draft.head.state == run_pb2.RUN_STATE_PENDING:
         return Decision(state)
     for index, record in enumerate(state.steps):
-        if record is not None and 0 < record.next_time <= now:
+        if record is None or not record.next_time:
+            continue
+        if record.next_time <= now:
             step_due(draft, index)
+        else:
+            bring_step_nearer(draft, index)
     find_candidates(draft)
     settle(draft)
     if not draft.more and not draft.changed and draft.states == state.head.step_states and draft.head == state.head:

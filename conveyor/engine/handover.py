@@ -111,7 +111,8 @@ class Handover(ABC):
         if record is None:
             return
         waiter = Waiter(head.namespace, step.driver, head.definition, head.id, index, run.state.plan.broadcast)
-        self.pool.wait(waiter, record.ready_time, run.revision)
+        # What became ready while a clock was ahead does not stand behind all that comes until then.
+        self.pool.wait(waiter, min(record.ready_time, self.now()), run.revision)
         if self.tickets is not None and not self.pool.workers(head.namespace, step.driver):
             self.tickets.wait(waiter)
         self.pump(head.namespace, step.driver)

@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
-from conveyor.core.deadlines import TIMEOUT_GRACE
+from conveyor.core.deadlines import TIMEOUT_GRACE, grace_left
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.repair import waits
@@ -156,7 +156,7 @@ class RemoteRuns:
                 continue
             worker = engine.pool.session(record.session)
             if worker is not None:
-                grace = max(0, head.cancel_deadline - engine.now())
+                grace = grace_left(head, engine.now())
                 message = head.cancel_message or "the run was cancelled"
                 engine.tell_to_stop(worker, cancellation(run, record.step, record.attempt, message, grace))
 

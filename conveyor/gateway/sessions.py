@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from conveyor.core import errors
+from conveyor.core.deadlines import grace_left
 from conveyor.core.model import WorkerLost
 from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.timers import RunKey
@@ -214,7 +215,7 @@ class Sessions:
             record = run.state.steps[index]
             if record is not None and record.cancel_sent:
                 # Said once already, but perhaps on a stream that was broken.
-                left = max(0, run.head.cancel_deadline - self._engine.now())
+                left = grace_left(run.head, self._engine.now())
                 message = run.head.cancel_message or run.head.message
                 stops.append(cancellation(held.run, held.step, held.attempt, message, left))
         named = {held.token for held in holding}

@@ -77,6 +77,7 @@ class RunHead(_message.Message):
     FINALLY_TIME_FIELD_NUMBER: _builtins.int
     FINALLY_DEADLINE_FIELD_NUMBER: _builtins.int
     RESULT_BYTES_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant."""
     id: _builtins.str
@@ -125,6 +126,8 @@ class RunHead(_message.Message):
     """When finally steps are stopped."""
     result_bytes: _builtins.int
     """Bytes of all stored results."""
+    cancel_grace: _builtins.int
+    """While CANCELLING: how long after the cancel cancel_deadline is."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels."""
@@ -157,12 +160,15 @@ class RunHead(_message.Message):
         finally_time: _builtins.int = ...,
         finally_deadline: _builtins.int = ...,
         result_bytes: _builtins.int = ...,
+        cancel_grace: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_grace", b"cancel_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_deadline", b"cancel_deadline", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_deadline", b"cancel_deadline", "cancel_grace", b"cancel_grace", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cancel_grace: _TypeAlias = _typing.Literal["cancel_grace"]  # noqa: Y015
+    _WhichOneofArgType__cancel_grace: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cancel_grace) -> _WhichOneofReturnType__cancel_grace | None: ...
 
 Global___RunHead: _TypeAlias = RunHead  # noqa: Y015
 
