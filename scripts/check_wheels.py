@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = {"cli", "sdk", "v1", "version.py"}
+CLIENT = {"cli", "sdk", "v1", "verify", "version.py"}
 # The oldest runtime that the generated code allows, and the newest.
 PROTOBUFS = ["protobuf==6.33.5", "protobuf>=7,<8"]
 

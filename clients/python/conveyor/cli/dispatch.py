@@ -32,6 +32,7 @@ _DRIVER = Group(
         "list": Entry("get:list_drivers", "List the drivers that made themselves known"),
         "get": Entry("get:get_driver", "Show a driver with its workers"),
         "delete": Entry("delete:delete_driver", "Forget drivers that are gone"),
+        "verify": Entry("verify:verify", "Check what a driver does against the protocol"),
     },
     summary="See who works.",
 )

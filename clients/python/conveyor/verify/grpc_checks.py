@@ -1,0 +1,169 @@
+"""The checks of the Work stream."""
+
+import asyncio
+
+from conveyor.v1.worker_service_pb2 import WorkResponse
+from conveyor.verify import checks
+from conveyor.verify.attempt import Attempt
+from conveyor.verify.grpc_site import HEARTBEAT_S, GrpcSite, Stream
+from conveyor.verify.rig import STARTED, Rig, Unmet
+
+# Field 1000, a message of field 1000 with a text: what a later version of the protocol may send.
+_UNKNOWN = b"\xc2\x3e\x09\xc2\x3e\x06future"
+_SLOW_S = 2.0
+_AWAY_S = 1.0
+
+
+async def registers(rig: Rig[GrpcSite]) -> str:
+    stream = rig.site.streams[0]
+    hello = stream.hello
+    if hello is None:
+        raise Unmet("Hello as the first message of the stream", "another message came first")
+    if not hello.driver or (rig.driver and hello.driver != rig.driver):
+        raise Unmet(f"a Hello of the driver {rig.driver or '(any name)'}", f"it named {hello.driver or 'none'}")
+    if (hello.namespace or "default") != rig.namespace:
+        raise Unmet(f"a Hello for the namespace {rig.namespace}", f"it named {hello.namespace or 'none'}")
+    if hello.session or hello.holding:
+        raise Unmet("a first Hello without a session and without attempts", "it named some")
+    if hello.protocol > 1:
+        raise Unmet("protocol version 1", f"it named {hello.protocol}")
+    await rig.works("Hello")
+    if stream.hellos > 1:
+        raise Unmet("one Hello per stream", f"{stream.hellos} came")
+    return f"said Hello as driver {hello.driver} of namespace {rig.namespace}"
+
+
+async def heartbeats(rig: Rig[GrpcSite]) -> str:
+    stream = _stream(rig)
+    before, wanted, within = stream.heartbeats, 3, 12 * HEARTBEAT_S
+    await rig.until(
+        lambda: stream.heartbeats - before >= wanted,
+        f"a heartbeat every {HEARTBEAT_S:g} s, as Welcome says",
+        lambda: f"{stream.heartbeats - before} came",
+        within,
+    )
+    return f"sent heartbeats every {HEARTBEAT_S:g} s"
+
+
+async def slots(rig: Rig[GrpcSite]) -> str:
+    hello = _stream(rig).hello
+    said = hello.slots if hello is not None else 0
+    if said != rig.slots:
+        raise Unmet(f"a Hello with {rig.slots} slots, as CONVEYOR_SLOTS says", f"it said {said}")
+    await checks.at_once(rig, checks.held(rig.slots))
+    return f"said {rig.slots} slots, and worked on {rig.slots} at the same time"
+
+
+async def unknown_field(rig: Rig[GrpcSite]) -> str:
+    attempt = Attempt()
+    known = rig.site.assignment(attempt)
+    known.run_state = 99  # type: ignore[assignment] # A later version may know more of them.
+    assignment = known.FromString(known.SerializeToString() + _UNKNOWN)
+    response = WorkResponse(assignments=[assignment])
+    rig.site.send(WorkResponse.FromString(response.SerializeToString() + _UNKNOWN))
+    await rig.answer(attempt, "a result of an attempt with fields that it does not know")
+    return await checks.unbothered(rig, "an assignment with unknown fields")
+
+
+async def unknown_message(rig: Rig[GrpcSite]) -> str:
+    rig.site.send(WorkResponse())
+    rig.site.send(WorkResponse.FromString(_UNKNOWN))
+    return await checks.unbothered(rig, "a message that says nothing it knows")
+
+
+def welcome_late(site: GrpcSite) -> None:
+    """Before the driver of `slow_server` starts."""
+    site.manners.welcomes_after = _SLOW_S
+
+
+async def slow_server(rig: Rig[GrpcSite]) -> str:
+    stream = _stream(rig)
+    if stream.number > 1:
+        raise Unmet(f"patience with a Welcome that comes after {_SLOW_S:g} s", f"{stream.number} streams were opened")
+    lines = [f"{number:04d}" + "." * 1020 for number in range(200)]
+    rig.site.manners.acks_after = _SLOW_S
+    rig.site.manners.reads.clear()
+    attempt = await rig.give({"log": lines})
+    await asyncio.sleep(_SLOW_S)
+    rig.site.manners.reads.set()
+    await rig.answer(attempt, f"a result to a server that did not read for {_SLOW_S:g} s")
+    # Nothing but the ack, which comes meanwhile, keeps an impatient driver from sending it again.
+    await asyncio.sleep(_SLOW_S + 2 * HEARTBEAT_S)
+    rig.site.manners.acks_after = 0
+    await rig.works("a slow ack")
+    if len(rig.site.streams) > 1:
+        raise Unmet("one stream to a slow server", f"{len(rig.site.streams)} were opened")
+    if len(attempt.answers) > 1:
+        raise Unmet(f"one result to a server that acks after {_SLOW_S:g} s", f"{len(attempt.answers)} came")
+    if attempt.texts != lines:
+        raise Unmet(f"all {len(lines)} lines to a server that did not read", f"{len(attempt.texts)} came")
+    return f"was patient with a server that is {_SLOW_S:g} s late, and said nothing twice"
+
+
+async def reattaches(rig: Rig[GrpcSite]) -> str:
+    session = _session(rig)
+    attempt = await rig.start(2.0)
+    stream = await _back(rig, session, attempt)
+    await rig.answer(attempt, "a result of the attempt that ran while the server was away")
+    await rig.works("the server's return")
+    return f"came back with its session and what it held (stream {stream.number}), and reported it"
+
+
+async def once(rig: Rig[GrpcSite]) -> str:
+    session = _session(rig)
+    rig.site.manners.acks = False
+    attempt = await rig.give({"log": [STARTED], "seconds": 2 * HEARTBEAT_S, "data": {"once": True}})
+    await rig.answer(attempt)
+    rig.site.manners.acks = True
+    await _back(rig, session, attempt)
+    await rig.until(
+        lambda: len(attempt.answers) > 1, "the result that was not acked once more", lambda: "it did not come"
+    )
+    await rig.works("the server's return")
+    written = attempt.times_written(STARTED)
+    if written != 1:
+        raise Unmet("an attempt that is not run again after a reconnect", f"it was run {written} times")
+    if len({(each.outcome, each.message, str(each.data)) for each in attempt.answers}) > 1:
+        raise Unmet("the same result once more", "another one came")
+    return "sent the result again that was not acked, and did not run the attempt twice"
+
+
+async def drains(rig: Rig[GrpcSite]) -> str:
+    stream = _stream(rig)
+    attempt = await rig.start(2.0)
+    rig.process.terminate()
+    await checks.drained(rig, attempt)
+    if not stream.asked_to_drain:
+        raise Unmet("Drain after SIGTERM", "the driver ended without it")
+    return "said Drain on SIGTERM, reported what ran, and exited with 0"
+
+
+async def _back(rig: Rig[GrpcSite], session: str, attempt: Attempt) -> Stream:
+    """The server is killed and comes back; the driver's stream after that, which names session and attempt."""
+    count = len(rig.site.streams)
+    await checks.away(rig, _AWAY_S)
+    await rig.until(
+        lambda: len(rig.site.streams) > count and rig.site.stream is not None,
+        "a Hello after the server's return",
+        lambda: "none came",
+    )
+    stream = rig.site.streams[-1]
+    hello = stream.hello
+    if hello is None or hello.session != session:
+        raise Unmet("a Hello with the session of before", f"it named {hello.session or 'none' if hello else 'nothing'}")
+    wanted = (attempt.run, attempt.step, attempt.number, attempt.token)
+    if wanted not in [(each.run, each.step, each.attempt, each.token) for each in hello.holding]:
+        raise Unmet("a Hello that lists the attempt as held, with its token", f"it lists {len(hello.holding)} others")
+    return stream
+
+
+def _stream(rig: Rig[GrpcSite]) -> Stream:
+    stream = rig.site.stream
+    if stream is None:
+        raise Unmet("a stream", rig.site.ready())
+    return stream
+
+
+def _session(rig: Rig[GrpcSite]) -> str:
+    welcome = _stream(rig).welcome
+    return welcome.session if welcome is not None else ""

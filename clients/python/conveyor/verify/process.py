@@ -1,0 +1,86 @@
+"""The driver that is verified: a process of its own, in a group of its own."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_LAST_BYTES = 2_000
+
+
+class DriverProcess:
+    """One process of the driver. Whatever it started ends with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, changed: Callable[[], None]) -> None:
+        self._process = process
+        self._log = log
+        self._watch = asyncio.create_task(self._tell(changed))
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], environment: Mapping[str, str], log: Path, changed: Callable[[], None]
+    ) -> "DriverProcess":
+        """Start it; what it prints is added to `log`, and `changed` is called when it has ended. Raises OSError."""
+        with await asyncio.to_thread(log.open, "ab") as sink:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={**_inherited(), **environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
+        return cls(process, log, changed)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    def terminate(self) -> None:
+        """Ask it to end, as a service manager does."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+
+    async def kill(self) -> None:
+        """End it, and all of its group."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._watch
+
+    async def obituary(self) -> str:
+        """How it ended, with the last line that it printed."""
+        code = self.code
+        how = (
+            "still runs"
+            if code is None
+            else f"ended with exit status {code}"
+            if code >= 0
+            else f"ended by {_name(code)}"
+        )
+        text = await asyncio.to_thread(self._last)
+        return f"{how}: {text}" if text else how
+
+    def _last(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(max(0, self._log.stat().st_size - _LAST_BYTES))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    async def _tell(self, changed: Callable[[], None]) -> None:
+        await self._process.wait()
+        changed()
+
+
+def _name(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _inherited() -> dict[str, str]:
+    """The environment without what would lead the driver elsewhere: the test server has no TLS."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CONVEYOR_TLS")}

@@ -1,0 +1,26 @@
+"""Waiting for what a driver does."""
+
+import asyncio
+from collections.abc import Callable
+
+
+class Changes:
+    """Wakes those who wait for a condition whenever something has happened. For one event loop."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Something has happened: all conditions are looked at again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], object], within: float) -> bool:
+        """Wait until a condition holds; False when it did not within so many seconds."""
+        try:
+            async with asyncio.timeout(within):
+                while not condition():
+                    await self._changed.wait()
+        except TimeoutError:
+            return bool(condition())
+        return True
