@@ -42,15 +42,17 @@ format: $(VENV)/.dev ## Format the Python code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-gen: $(VENV)/.dev ## Generate the code of the protos and their reference
+gen: $(VENV)/.dev ## Generate the code of the protos and their reference, and the synchronous client
 	$(BIN)/python scripts/gen.py
 	$(BIN)/python scripts/gen_api_docs.py
+	$(BIN)/python scripts/gen_sync_client.py
 
-gen-check: $(VENV)/.dev ## Check the protos, their generated code, and that no released message breaks
+gen-check: $(VENV)/.dev ## Check the protos, all generated code, and that no released message breaks
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
 	$(BIN)/python scripts/gen.py --check
 	$(BIN)/python scripts/gen_api_docs.py --check
+	$(BIN)/python scripts/gen_sync_client.py --check
 
 go-check: $(VENV)/.created ## Check the Go module with gofmt, go vet and staticcheck
 	$(BIN)/python scripts/go_check.py

@@ -6,9 +6,9 @@ settings pytest-asyncio runs them, and pytest-timeout limits them.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import grpc
 import pytest
@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
+from conveyor.sdk import Client, SyncClient
 from conveyor.v1.log_pb2 import LogAck, LogLine
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.result_pb2 import Disposition, ResultAck, ResultReport
@@ -41,6 +42,56 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ADDRESS", "NAMESPACE", "SLOTS", "TRANSPORT", "NATS", "TLS", "TLS_CA", "TLS_CERT", "TLS_KEY"):
         monkeypatch.delenv(f"CONVEYOR_{name}", raising=False)
+
+
+class InThreads:
+    """The synchronous client, or a part of it, as tests use the asyncio one: what it does, it does in threads."""
+
+    def __init__(self, part: object) -> None:
+        self._part = part
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._part.close)
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self._part, name)
+        if callable(found):
+            return lambda *args, **options: InThread(found, args, options)
+        return InThreads(found) if type(found).__module__.startswith("conveyor.sdk.sync.") else found
+
+
+class InThread:
+    """A call that is awaited, or a generator that is iterated."""
+
+    def __init__(self, method: Callable[..., object], args: tuple[object, ...], options: dict[str, object]) -> None:
+        self._call = lambda: method(*args, **options)
+
+    def __await__(self) -> Generator[object, None, object]:
+        return asyncio.to_thread(self._call).__await__()
+
+    def __aiter__(self) -> Self:
+        self._generator = self._call()
+        assert inspect.isgenerator(self._generator)
+        return self
+
+    async def __anext__(self) -> object:
+        end = object()
+        found = await asyncio.to_thread(next, self._generator, end)
+        if found is end:
+            raise StopAsyncIteration
+        return found
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._generator.close)
+
+
+@pytest.fixture(params=["asyncio", "sync"])
+def connect(request: pytest.FixtureRequest) -> Callable[..., Client]:
+    """Makes clients: tests that take it run with those of both kinds."""
+    return Client if request.param == "asyncio" else lambda *args, **options: InThreads(SyncClient(*args, **options))
 
 
 class Stream:

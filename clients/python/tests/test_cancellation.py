@@ -34,7 +34,7 @@ class Calls(Connection):
     def stub(self, kind):
         return SimpleNamespace(**dict.fromkeys(("Work", "WatchRun", "WatchRuns", "ReadLogs"), self._stream))
 
-    def _stream(self, request=None):
+    def _stream(self, request=None, timeout=None):
         self.count += 1
         assert self.count == 1, "it tried again after its cancellation"
         return self

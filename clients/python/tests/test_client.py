@@ -12,7 +12,6 @@ from conveyor.sdk import (
     Aborted,
     AlreadyExists,
     ApiError,
-    Client,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -87,9 +86,9 @@ class PipelinesServer(PipelineServiceServicer):
         return DeletePipelineResponse(pipeline=Pipeline(name=request.name))
 
 
-async def test_objects_go_out_and_come_back(serve):
+async def test_objects_go_out_and_come_back(serve, connect):
     server = PipelinesServer()
-    async with serve(server.register) as address, Client(address, namespace="team") as client:
+    async with serve(server.register) as address, connect(address, namespace="team") as client:
         assert (await client.pipelines.create(Pipeline(name="p"), validate_only=True)).name == "p"
         assert (await client.pipelines.get("p", 3)).generation == 3
         applied = await client.pipelines.apply(Pipeline(name="p"))
@@ -101,9 +100,9 @@ async def test_objects_go_out_and_come_back(serve):
     assert (delete.name, delete.etag) == ("p", "etag-1")
 
 
-async def test_writes_carry_a_request_id_of_their_own(serve):
+async def test_writes_carry_a_request_id_of_their_own(serve, connect):
     server = PipelinesServer()
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         await client.pipelines.create(Pipeline(name="p"))
         await client.pipelines.create(Pipeline(name="p"))
         await client.pipelines.create(Pipeline(name="p"), request_id="mine")
@@ -114,15 +113,15 @@ async def test_writes_carry_a_request_id_of_their_own(serve):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-async def test_lists_go_through_all_pages(serve, count):
+async def test_lists_go_through_all_pages(serve, connect, count):
     server = PipelinesServer(count)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         names = [each.name async for each in client.pipelines.list(labels={"tier": "1"}, page_size=2)]
     assert names == server.names
     assert {(request.page_size, request.labels["tier"]) for request in server.requests} == {(2, "1")}
 
 
-async def test_resources_answer_with_the_run_that_they_started(serve):
+async def test_resources_answer_with_the_run_that_they_started(serve, connect):
     class Resources(ResourceServiceServicer):
         async def CreateResource(self, request, context):
             return CreateResourceResponse(resource=request.resource, run=Run(id="r1"))
@@ -136,7 +135,7 @@ async def test_resources_answer_with_the_run_that_they_started(serve):
             )
 
     register = lambda server: add_ResourceServiceServicer_to_server(Resources(), server)  # noqa: E731
-    async with serve(register) as address, Client(address) as client:
+    async with serve(register) as address, connect(address) as client:
         resource, run = await client.resources.create(Resource(name="shop", definition="app"))
         assert (resource.name, run.id) == ("shop", "r1")
         applied = await client.resources.apply(Resource(name="shop", definition="app"))
@@ -146,14 +145,14 @@ async def test_resources_answer_with_the_run_that_they_started(serve):
         assert generations == [2, 1]
 
 
-async def test_drivers_are_listed_over_pages(serve):
+async def test_drivers_are_listed_over_pages(serve, connect):
     class Drivers(DriverServiceServicer):
         async def ListDrivers(self, request, context):
             page = int(request.page_token or 0)
             return ListDriversResponse(drivers=[Driver(name=f"d{page}")], next_page_token="1" if page == 0 else "")
 
     register = lambda server: add_DriverServiceServicer_to_server(Drivers(), server)  # noqa: E731
-    async with serve(register) as address, Client(address) as client:
+    async with serve(register) as address, connect(address) as client:
         assert [driver.name async for driver in client.drivers.list()] == ["d0", "d1"]
 
 
@@ -191,40 +190,40 @@ class FlakyRuns(RunServiceServicer):
         return DeleteRunResponse(run=Run(id=request.id))
 
 
-async def test_what_is_safe_is_repeated_under_the_same_request_id(serve):
+async def test_what_is_safe_is_repeated_under_the_same_request_id(serve, connect):
     server = FlakyRuns(2)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         assert (await client.runs.start("app", "shop", params={"n": 1})).id == "r1"
     assert len(server.requests) == 3
     assert len({request.request_id for request in server.requests}) == 1
     assert server.requests[0].request_id
 
 
-async def test_a_call_that_a_server_drops_as_it_goes_is_repeated(serve):
+async def test_a_call_that_a_server_drops_as_it_goes_is_repeated(serve, connect):
     server = FlakyRuns(1, grpc.StatusCode.CANCELLED)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         assert (await client.runs.start("app", "shop")).id == "r1"
     assert len(server.requests) == 2
 
 
-async def test_reads_are_repeated(serve):
+async def test_reads_are_repeated(serve, connect):
     server = FlakyRuns(1)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         assert (await client.runs.get("r1")).id == "r1"
     assert len(server.requests) == 2
 
 
-async def test_what_is_not_safe_is_not_repeated(serve):
+async def test_what_is_not_safe_is_not_repeated(serve, connect):
     server = FlakyRuns(1)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(Unavailable, match="away for a moment"):
             await client.runs.delete("r1")
     assert len(server.requests) == 1
 
 
-async def test_a_cancel_says_how_long_to_wait(serve):
+async def test_a_cancel_says_how_long_to_wait(serve, connect):
     server = FlakyRuns(0)
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         await client.runs.cancel("r1", "enough", force=True, grace=1.5)
         await client.runs.cancel("r1")
     first, second = server.requests
@@ -238,37 +237,37 @@ def unused_address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def test_the_next_address_is_taken_when_one_does_not_answer(serve):
+async def test_the_next_address_is_taken_when_one_does_not_answer(serve, connect):
     server = FlakyRuns(0)
-    async with serve(server.register) as address, Client([unused_address(), address]) as client:
+    async with serve(server.register) as address, connect([unused_address(), address]) as client:
         assert (await client.runs.get("r1")).id == "r1"
         assert client.address == address
         assert (await client.runs.get("r1")).id == "r1"
 
 
-async def test_a_server_that_goes_away_is_left_for_another(serve):
+async def test_a_server_that_goes_away_is_left_for_another(serve, connect):
     first, second = FlakyRuns(0), FlakyRuns(0)
     async with AsyncExitStack() as stack:
         running = serve(first.register)
         address = await running.__aenter__()
         other = await stack.enter_async_context(serve(second.register))
-        client = await stack.enter_async_context(Client(f"{address},{other}"))
+        client = await stack.enter_async_context(connect(f"{address},{other}"))
         await client.runs.get("r1")
         await running.__aexit__(None, None, None)
         await client.runs.get("r1")
     assert (len(first.requests), len(second.requests)) == (1, 1)
 
 
-async def test_what_never_left_goes_to_the_next_address_whatever_it_is(serve):
+async def test_what_never_left_goes_to_the_next_address_whatever_it_is(serve, connect):
     server = FlakyRuns(0)
-    async with serve(server.register) as address, Client([unused_address(), address]) as client:
+    async with serve(server.register) as address, connect([unused_address(), address]) as client:
         assert (await client.runs.delete("r1")).id == "r1"
     assert len(server.requests) == 1
 
 
-async def test_nobody_there_names_the_address_and_what_to_do():
+async def test_nobody_there_names_the_address_and_what_to_do(connect):
     address = unused_address()
-    async with Client(address) as client:
+    async with connect(address) as client:
         with pytest.raises(Unavailable) as caught:
             await client.runs.delete("r1")
     text = str(caught.value)
@@ -278,7 +277,7 @@ async def test_nobody_there_names_the_address_and_what_to_do():
     assert "CONVEYOR_ADDRESS" in text
 
 
-async def test_proxy_variables_do_not_matter_on_this_machine(serve, monkeypatch):
+async def test_proxy_variables_do_not_matter_on_this_machine(serve, connect, monkeypatch):
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://{unused_address()}")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -286,7 +285,7 @@ async def test_proxy_variables_do_not_matter_on_this_machine(serve, monkeypatch)
     async with serve(server.register) as address:
         port = address.rpartition(":")[2]
         for host in ("127.0.0.1", "localhost"):
-            async with Client(f"{host}:{port}") as client:
+            async with connect(f"{host}:{port}") as client:
                 assert (await client.runs.get("r1")).id == "r1"
 
 
@@ -308,7 +307,7 @@ async def test_proxy_variables_do_not_matter_on_this_machine(serve, monkeypatch)
         (grpc.StatusCode.DATA_LOSS, ApiError),
     ],
 )
-async def test_each_code_has_its_exception(serve, refuse, code, kind):
+async def test_each_code_has_its_exception(serve, connect, refuse, code, kind):
     class Refusing(RunServiceServicer):
         async def DeleteRun(self, request, context):
             await refuse(
@@ -326,7 +325,7 @@ async def test_each_code_has_its_exception(serve, refuse, code, kind):
             )
 
     register = lambda server: add_RunServiceServicer_to_server(Refusing(), server)  # noqa: E731
-    async with serve(register) as address, Client(address) as client:
+    async with serve(register) as address, connect(address) as client:
         with pytest.raises(kind) as caught:
             await client.runs.delete("r1")
     error = caught.value

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import grpc
 import pytest
 
-from conveyor.sdk import Client, ConnectionGivenUp, NotFound, WaitTimeout
+from conveyor.sdk import ConnectionGivenUp, NotFound, WaitTimeout
 from conveyor.v1.log_pb2 import LogLine
 from conveyor.v1.log_service_pb2 import ReadLogsResponse
 from conveyor.v1.log_service_pb2_grpc import LogServiceServicer, add_LogServiceServicer_to_server
@@ -107,7 +107,7 @@ def snapshot(run):
 END = one(snapshot_end=SnapshotEnd(), cursor="c1")
 
 
-async def test_changes_are_merged_into_whole_runs(serve):
+async def test_changes_are_merged_into_whole_runs(serve, connect):
     server = Scripted(
         [
             snapshot(full(RUNNING, {"a": WORKING, "b": PENDING, "c": PENDING}, "1")),
@@ -124,7 +124,7 @@ async def test_changes_are_merged_into_whole_runs(serve):
             ),
         ]
     )
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         first, second = [update async for update in client.runs.watch("r1")]
     assert [step.step for step in first.changed] == ["a", "b", "c"]
     assert first.run.state == RUNNING
@@ -136,76 +136,76 @@ async def test_changes_are_merged_into_whole_runs(serve):
     assert second.run.pipeline_snapshot.name == "release"
 
 
-async def test_a_watch_goes_on_behind_what_it_saw(serve):
+async def test_a_watch_goes_on_behind_what_it_saw(serve, connect):
     running = full(RUNNING, {"a": WORKING}, "1")
     done = change(basic(SUCCEEDED, [DONE], "2"), StepRun(step="a", state=DONE))
     server = Scripted([snapshot(running), END, Broken], [Broken], [one(changes=done, cursor="c2")])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         states = [update.run.state async for update in client.runs.watch("r1")]
     assert states == [RUNNING, SUCCEEDED]
     assert [request.cursor for request in server.requests] == ["", "c1", "c1"]
 
 
-async def test_a_stream_that_ends_before_its_run_is_opened_again(serve):
+async def test_a_stream_that_ends_before_its_run_is_opened_again(serve, connect):
     running = full(RUNNING, {"a": WORKING}, "1")
     done = change(basic(SUCCEEDED, [DONE], "2"), StepRun(step="a", state=DONE))
     server = Scripted([snapshot(running), END], [one(changes=done, cursor="c2")])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         assert (await client.runs.wait("r1")).state == SUCCEEDED
 
 
-async def test_after_a_reset_only_what_is_new_is_told(serve):
+async def test_after_a_reset_only_what_is_new_is_told(serve, connect):
     before = full(RUNNING, {"a": WORKING, "b": PENDING}, "1")
     after = full(SUCCEEDED, {"a": DONE, "b": PENDING}, "5")
     server = Scripted([snapshot(before), END, one(reset=WatchReset()), snapshot(after), END])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         first, second = [update async for update in client.runs.watch("r1")]
     assert not first.reset
     assert second.reset
     assert [step.step for step in second.changed] == ["a"]
 
 
-async def test_a_snapshot_that_says_nothing_new_is_not_told(serve):
+async def test_a_snapshot_that_says_nothing_new_is_not_told(serve, connect):
     before = full(RUNNING, {"a": WORKING}, "1")
     after = full(SUCCEEDED, {"a": DONE}, "2")
     server = Scripted([snapshot(before), Broken], [snapshot(before), Broken], [snapshot(after), END])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         updates = [(update.run.state, update.reset) async for update in client.runs.watch("r1")]
     assert updates == [(RUNNING, False), (SUCCEEDED, True)]
 
 
-async def test_a_run_that_ended_before_is_told_once(serve):
+async def test_a_run_that_ended_before_is_told_once(serve, connect):
     server = Scripted([snapshot(full(SUCCEEDED, {"a": DONE}, "1")), END])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         [update] = [update async for update in client.runs.watch("r1")]
     assert update.run.state == SUCCEEDED
 
 
-async def test_unknown_and_deleted_runs_are_not_found(serve):
+async def test_unknown_and_deleted_runs_are_not_found(serve, connect):
     deleted = one(deleted=RunsDeleted(runs=[basic(SUCCEEDED, [], "2")]))
     server = Scripted([NotFound], [snapshot(full(RUNNING, {}, "1")), END, deleted])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(NotFound, match="no run r1"):
             await client.runs.wait("r1")
         with pytest.raises(NotFound, match="was deleted"):
             await client.runs.wait("r1")
 
 
-async def test_it_gives_up_when_asked_to(serve):
+async def test_it_gives_up_when_asked_to(serve, connect):
     server = Scripted([snapshot(full(RUNNING, {}, "1")), END, Broken])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(ConnectionGivenUp, match="given up after 0 s"):
             await client.runs.wait("r1", give_up_after=0)
 
 
-async def test_a_wait_has_its_limit(serve):
+async def test_a_wait_has_its_limit(serve, connect):
     server = Scripted([snapshot(full(RUNNING, {}, "1")), END, ...])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(WaitTimeout, match=r"run r1 has not ended within 0\.3 s"):
             await client.runs.wait("r1", timeout=0.3)
 
 
-async def test_all_runs_are_followed_and_no_end_is_missed(serve):
+async def test_all_runs_are_followed_and_no_end_is_missed(serve, connect):
     def snap(*runs):
         return many(snapshot=RunSnapshot(runs=runs))
 
@@ -226,7 +226,7 @@ async def test_all_runs_are_followed_and_no_end_is_missed(serve):
     seen = []
     async with (
         serve(server.register) as address,
-        Client(address) as client,
+        connect(address) as client,
         aclosing(client.runs.watch_all(pipeline="release")) as updates,
     ):
         async for update in updates:
@@ -245,7 +245,7 @@ async def test_all_runs_are_followed_and_no_end_is_missed(serve):
     assert [(request.cursor, request.pipeline) for request in server.requests] == [("", "release"), ("c1", "release")]
 
 
-async def test_no_end_is_missed_when_the_connection_breaks_within_the_first_snapshot(serve):
+async def test_no_end_is_missed_when_the_connection_breaks_within_the_first_snapshot(serve, connect):
     one_, two = (basic(RUNNING, [WORKING], "1", name) for name in ("r1", "r2"))
     server = Scripted(
         [many(snapshot=RunSnapshot(runs=[one_, two])), Broken],
@@ -260,7 +260,7 @@ async def test_no_end_is_missed_when_the_connection_breaks_within_the_first_snap
     seen = []
     async with (
         serve(server.register) as address,
-        Client(address) as client,
+        connect(address) as client,
         aclosing(client.runs.watch_all()) as updates,
     ):
         async for update in updates:
@@ -292,9 +292,9 @@ def lines(*numbers):
     return ReadLogsResponse(lines=[LogLine(run="r1", seq=n, text=f"line {n}", cursor=f"c{n}") for n in numbers])
 
 
-async def test_lines_come_once_and_whole_over_lost_connections(serve):
+async def test_lines_come_once_and_whole_over_lost_connections(serve, connect):
     server = ScriptedLogs([lines(1, 2), Broken], [Broken], [lines(3), lines(4, 5)])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         seen = [line.seq async for line in client.logs.read("r1", follow=True, tail=9)]
     assert seen == [1, 2, 3, 4, 5]
     assert [(request.cursor, request.tail, request.follow) for request in server.requests] == [
@@ -304,8 +304,8 @@ async def test_lines_come_once_and_whole_over_lost_connections(serve):
     ]
 
 
-async def test_reading_gives_up_when_asked_to(serve):
+async def test_reading_gives_up_when_asked_to(serve, connect):
     server = ScriptedLogs([Broken])
-    async with serve(server.register) as address, Client(address) as client:
+    async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(ConnectionGivenUp):
             [line async for line in client.logs.read("r1", give_up_after=0)]

@@ -1,6 +1,6 @@
-"""The typed asyncio client of Conveyor and the SDK for its drivers.
+"""The typed clients of Conveyor, for asyncio and without, and the SDK for its drivers.
 
-    from conveyor.sdk import Client, Driver, Job
+    from conveyor.sdk import Client, Driver, Job, SyncClient
 
 Names are loaded when they are first used: neither gRPC nor NATS is imported by `import conveyor.sdk` itself.
 """
@@ -27,6 +27,10 @@ if _shadow is not None:
     )
 
 if TYPE_CHECKING:
+    from conveyor.sdk.answers import Applied as Applied
+    from conveyor.sdk.answers import AppliedResource as AppliedResource
+    from conveyor.sdk.answers import RunUpdate as RunUpdate
+    from conveyor.sdk.answers import Submitted as Submitted
     from conveyor.sdk.client import Client as Client
     from conveyor.sdk.config import DEFAULT_ADDRESS as DEFAULT_ADDRESS
     from conveyor.sdk.config import Tls as Tls
@@ -34,11 +38,13 @@ if TYPE_CHECKING:
     from conveyor.sdk.errors import Aborted as Aborted
     from conveyor.sdk.errors import AlreadyExists as AlreadyExists
     from conveyor.sdk.errors import ApiError as ApiError
+    from conveyor.sdk.errors import ClientClosed as ClientClosed
     from conveyor.sdk.errors import ConfigurationError as ConfigurationError
     from conveyor.sdk.errors import ConnectionGivenUp as ConnectionGivenUp
     from conveyor.sdk.errors import ConveyorError as ConveyorError
     from conveyor.sdk.errors import DeadlineExceeded as DeadlineExceeded
     from conveyor.sdk.errors import FailedPrecondition as FailedPrecondition
+    from conveyor.sdk.errors import ForkedProcess as ForkedProcess
     from conveyor.sdk.errors import Internal as Internal
     from conveyor.sdk.errors import InvalidArgument as InvalidArgument
     from conveyor.sdk.errors import JobCancelled as JobCancelled
@@ -55,15 +61,13 @@ if TYPE_CHECKING:
     from conveyor.sdk.errors import WaitTimeout as WaitTimeout
     from conveyor.sdk.job import Job as Job
     from conveyor.sdk.job import StepOutcome as StepOutcome
-    from conveyor.sdk.objects import Applied as Applied
-    from conveyor.sdk.objects import AppliedResource as AppliedResource
-    from conveyor.sdk.objects import Submitted as Submitted
     from conveyor.sdk.process import Completed as Completed
+    from conveyor.sdk.sync.client import SyncClient as SyncClient
     from conveyor.sdk.values import from_struct as from_struct
     from conveyor.sdk.values import to_struct as to_struct
-    from conveyor.sdk.watch import RunUpdate as RunUpdate
 
 _HOMES = {
+    "answers": ("Applied", "AppliedResource", "RunUpdate", "Submitted"),
     "client": ("Client",),
     "config": ("DEFAULT_ADDRESS", "Tls"),
     "driver": ("Driver",),
@@ -71,11 +75,13 @@ _HOMES = {
         "Aborted",
         "AlreadyExists",
         "ApiError",
+        "ClientClosed",
         "ConfigurationError",
         "ConnectionGivenUp",
         "ConveyorError",
         "DeadlineExceeded",
         "FailedPrecondition",
+        "ForkedProcess",
         "Internal",
         "InvalidArgument",
         "JobCancelled",
@@ -92,10 +98,9 @@ _HOMES = {
         "WaitTimeout",
     ),
     "job": ("Job", "StepOutcome"),
-    "objects": ("Applied", "AppliedResource", "Submitted"),
     "process": ("Completed",),
+    "sync.client": ("SyncClient",),
     "values": ("from_struct", "to_struct"),
-    "watch": ("RunUpdate",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,19 +1,17 @@
 """The way to the servers: one gRPC channel per address, failing over when an address does not answer."""
 
-import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
-from uuid import uuid4
 
 import grpc
 from google.protobuf.message import Message
 
-from conveyor.sdk import config
-from conveyor.sdk.cancellation import cancellable
+from conveyor.sdk import calls, config, forked
+from conveyor.sdk.backoff import Backoff
 from conveyor.sdk.config import Tls
-from conveyor.sdk.errors import ApiError, Unavailable
+from conveyor.sdk.errors import ApiError, ClientClosed, Unavailable
+from conveyor.sdk.requests import is_repeatable
 from conveyor.sdk.status import api_error, is_transient
 
 StubT = TypeVar("StubT")
@@ -37,28 +35,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class Backoff:
-    """The waits between attempts: exponential, with full jitter in their upper half.
-
-    Seconds; `reset` starts over. Not for use by several tasks.
-    """
-
-    def __init__(self, first: float = 0.1, longest: float = 5.0) -> None:
-        self._first = first
-        self._longest = longest
-        self._next = first
-
-    def reset(self) -> None:
-        """Forget the failures."""
-        self._next = self._first
-
-    def next(self) -> float:
-        """The next wait."""
-        wait = self._next * random.uniform(0.5, 1.0)
-        self._next = min(self._next * 2, self._longest)
-        return wait
-
-
 class Connection:
     """Channels to one or more servers that serve the same store. For one event loop.
 
@@ -79,6 +55,7 @@ class Connection:
         self._tls = tls if tls is not None else Tls.from_environment()
         self._retry_for = retry_for
         self._current = 0
+        self._closed = False
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[tuple[str, object], object] = {}
 
@@ -88,11 +65,15 @@ class Connection:
         return self.addresses[self._current]
 
     def stub(self, kind: Callable[[grpc.aio.Channel], StubT]) -> StubT:
-        """The generated stub `kind` of the current address."""
+        """The generated stub `kind` of the current address. Raises ClientClosed and ForkedProcess."""
+        if self._closed:
+            raise ClientClosed
+        forked.check()
         address = self.address
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = _open(address, self._tls)
+            # Of two that are opened at the same time one is never used, and nothing ever came of it.
+            channel = self._channels.setdefault(address, _open(address, self._tls))
         stub = self._stubs.get((address, kind))
         if stub is None:
             stub = self._stubs[address, kind] = kind(channel)
@@ -100,27 +81,27 @@ class Connection:
 
     def failed(self, address: str) -> None:
         """Say that an address did not answer: the next one becomes current, unless that has happened already."""
-        if address == self.address:
-            self._current = (self._current + 1) % len(self.addresses)
+        current = self._current
+        if address == self.addresses[current]:
+            self._current = (current + 1) % len(self.addresses)
 
     async def close(self) -> None:
-        """Close all channels; calls that run are cancelled."""
-        channels = list(self._channels.values())
+        """Close all channels; calls that run are cancelled, and later ones raise ClientClosed."""
+        self._closed = True
+        channels = [] if forked.in_child() else list(self._channels.values())
         self._channels.clear()
         self._stubs.clear()
         for channel in channels:
             await channel.close()
 
-    async def call(
-        self, method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[RequestT, AnswerT]], request: RequestT
-    ) -> AnswerT:
+    async def call(self, method: Callable[[], calls.Method[RequestT, AnswerT]], request: RequestT) -> AnswerT:
         """Send a request to `method`, which is asked for anew at each attempt, and return the answer. Raises ApiError.
 
         A call that only reads, or that carries a request id, is repeated while no server has an answer: at once on
         each other address, then with a growing wait, for a few seconds in all. So is one that never left, because
         nobody could be connected to.
         """
-        repeatable = _is_repeatable(request)
+        repeatable = is_repeatable(request)
         deadline = time.monotonic() + self.timeout
         give_up = time.monotonic() + min(self._retry_for, self.timeout)
         backoff = Backoff(longest=1.0)
@@ -128,8 +109,7 @@ class Connection:
         while True:
             address = self.address
             try:
-                with cancellable():
-                    return await method()(request, timeout=deadline - time.monotonic())
+                return await calls.unary(method(), request, deadline - time.monotonic())
             except grpc.aio.AioRpcError as error:
                 failure = api_error(error, address)
                 never_sent = _CONNECT in (error.details() or "")
@@ -145,22 +125,13 @@ class Connection:
             wait = backoff.next()
             if time.monotonic() + wait >= give_up:
                 raise self._nobody(failure)
-            await asyncio.sleep(wait)
+            await calls.sleep(wait)
             untried = len(self.addresses) - 1
 
     def _nobody(self, failure: ApiError) -> ApiError:
         if failure.reason or len(self.addresses) == 1:
             return failure
         return Unavailable(f"none of {', '.join(self.addresses)} answers; the last one: {failure.message}")
-
-
-def new_request_id() -> str:
-    """An id that makes a call safe to repeat."""
-    return str(uuid4())
-
-
-def _is_repeatable(request: Message) -> bool:
-    return request.DESCRIPTOR.name.startswith(("Get", "List")) or bool(getattr(request, "request_id", ""))
 
 
 def _open(address: str, tls: Tls | None) -> grpc.aio.Channel:

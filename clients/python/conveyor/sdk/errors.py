@@ -20,6 +20,14 @@ class ConnectionGivenUp(ConveyorError):
     """The server could not be reached for as long as the caller was ready to wait."""
 
 
+class ClientClosed(ConveyorError):
+    """The client has been closed."""
+
+
+class ForkedProcess(ConveyorError):
+    """The process was forked from one that had called Conveyor already."""
+
+
 class WaitTimeout(ConveyorError):
     """The run did not end in time."""
 

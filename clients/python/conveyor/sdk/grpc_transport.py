@@ -7,8 +7,9 @@ from collections import deque
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from conveyor.sdk.backoff import Backoff
 from conveyor.sdk.cancellation import cancellable
-from conveyor.sdk.connection import Backoff, Connection
+from conveyor.sdk.connection import Connection
 from conveyor.sdk.driver import WorkerOptions
 from conveyor.sdk.errors import ApiError, Unavailable
 from conveyor.sdk.job import Job

@@ -10,8 +10,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from conveyor.sdk import jetstream_wire as wire
+from conveyor.sdk.backoff import Backoff
 from conveyor.sdk.cancellation import cancellable
-from conveyor.sdk.connection import Backoff
 from conveyor.sdk.driver import WorkerOptions
 from conveyor.sdk.errors import ConfigurationError
 from conveyor.sdk.jetstream_close import cancelled, closed

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from conveyor.sdk.connection import Backoff
+from conveyor.sdk.backoff import Backoff
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient

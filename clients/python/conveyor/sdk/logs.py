@@ -3,8 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import grpc
-
+from conveyor.sdk import calls
 from conveyor.sdk.connection import Connection
 from conveyor.sdk.resume import resumed
 from conveyor.v1.log_pb2 import LogLine
@@ -47,8 +46,8 @@ class Logs:
             tail=tail,
         )
 
-        def start() -> grpc.aio.UnaryStreamCall[ReadLogsRequest, ReadLogsResponse]:
-            return self._connection.stub(LogServiceStub).ReadLogs(request)
+        def start(timeout: float | None) -> calls.Messages[ReadLogsResponse]:
+            return self._connection.stub(LogServiceStub).ReadLogs(request, timeout=timeout)
 
         answers = resumed(self._connection, start, give_up_after=give_up_after)
         async with aclosing(answers):

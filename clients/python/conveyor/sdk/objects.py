@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from types import ModuleType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic
 
 from google.protobuf.message import Message
 
-from conveyor.sdk.connection import Connection, new_request_id
+from conveyor.sdk.answers import Applied, AppliedResource, ObjectT, Submitted
+from conveyor.sdk.connection import Connection
+from conveyor.sdk.requests import new_request_id
 from conveyor.v1 import (
     pipeline_service_pb2,
     pipeline_service_pb2_grpc,
@@ -15,42 +17,10 @@ from conveyor.v1 import (
     resource_service_pb2,
     resource_service_pb2_grpc,
 )
-from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
-
-ObjectT = TypeVar("ObjectT", Pipeline, ResourceDefinition, Resource)
-
-
-class Applied(NamedTuple, Generic[ObjectT]):
-    """What an apply of a definition or pipeline did."""
-
-    object: ObjectT
-    """The object as it is now."""
-    outcome: ApplyOutcome.ValueType
-    """APPLY_OUTCOME_CREATED, _CHANGED or _UNCHANGED."""
-
-
-class AppliedResource(NamedTuple):
-    """What an apply of a resource did."""
-
-    object: Resource
-    """The resource as it is now."""
-    outcome: ApplyOutcome.ValueType
-    """APPLY_OUTCOME_CREATED, _CHANGED or _UNCHANGED."""
-    run: Run | None
-    """The run that it started. None when nothing changed."""
-
-
-class Submitted(NamedTuple):
-    """A resource that was created or updated."""
-
-    resource: Resource
-    """The resource as it is now."""
-    run: Run | None
-    """The run that it started. None when nothing changed, or with validate_only."""
 
 
 class _Objects(Generic[ObjectT]):

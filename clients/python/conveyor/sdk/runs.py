@@ -1,15 +1,18 @@
 """Runs: start, look at, follow, end."""
 
-import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from conveyor.sdk.connection import Connection, new_request_id
-from conveyor.sdk.errors import WaitTimeout
+from conveyor.sdk.answers import RunUpdate
+from conveyor.sdk.connection import Connection
+from conveyor.sdk.errors import DeadlineExceeded, WaitTimeout
+from conveyor.sdk.merging import TERMINAL
+from conveyor.sdk.requests import new_request_id
 from conveyor.sdk.values import to_struct
-from conveyor.sdk.watch import TERMINAL, RunUpdate, watch_run, watch_runs
+from conveyor.sdk.watch import watch_run, watch_runs
 from conveyor.v1.run_pb2 import Run, RunState, RunView
 from conveyor.v1.run_service_pb2 import (
     CancelRunRequest,
@@ -143,14 +146,16 @@ class Runs:
     async def wait(self, run_id: str, timeout: float | None = None, *, give_up_after: float | None = None) -> Run:
         """The run as it ended. WaitTimeout when it has not ended after `timeout` seconds (None: no limit)."""
         state = "unknown"
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                async with aclosing(self.watch(run_id, give_up_after=give_up_after)) as updates:
-                    async for update in updates:
-                        if update.run.state in TERMINAL:
-                            return update.run
-                        state = RunState.Name(update.run.state).removeprefix("RUN_STATE_")
-        except TimeoutError:
+            async with aclosing(
+                watch_run(self._connection, self._namespace, run_id, give_up_after, deadline)
+            ) as updates:
+                async for update in updates:
+                    if update.run.state in TERMINAL:
+                        return update.run
+                    state = RunState.Name(update.run.state).removeprefix("RUN_STATE_")
+        except DeadlineExceeded:
             raise WaitTimeout(f"run {run_id} has not ended within {timeout:g} s; its state is {state}") from None
         raise AssertionError("a watch ends with a terminal state")
 

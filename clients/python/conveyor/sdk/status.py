@@ -24,7 +24,7 @@ _BY_CODE = {kind.code: kind for kind in errors.ApiError.__subclasses__()}
 _BROKEN = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"})
 
 
-def api_error(error: grpc.aio.AioRpcError, address: str) -> errors.ApiError:
+def api_error(error: grpc.RpcError, address: str) -> errors.ApiError:
     """The typed exception for the failure of a call to `address`."""
     code = error.code().name
     kind = _BY_CODE.get(code, errors.ApiError)
@@ -50,9 +50,9 @@ def is_transient(error: errors.ApiError) -> bool:
     return error.code == "UNAVAILABLE" or (not error.reason and error.code in _BROKEN)
 
 
-def _details(error: grpc.aio.AioRpcError) -> Iterable[Any]:
+def _details(error: grpc.RpcError) -> Iterable[Any]:
     status = status_pb2.Status()
-    for key, value in error.trailing_metadata() or ():
+    for key, value in cast(Iterable[tuple[str, object]], error.trailing_metadata() or ()):
         if key == _DETAILS and isinstance(value, bytes):
             with suppress(DecodeError):
                 status.ParseFromString(value)

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
-import grpc
-
+from conveyor.sdk import calls
+from conveyor.sdk.answers import RunUpdate
 from conveyor.sdk.connection import Connection
 from conveyor.sdk.errors import ApiError, NotFound
+from conveyor.sdk.merging import TERMINAL, merged, replaced
 from conveyor.sdk.resume import Patience, resumed
-from conveyor.v1.run_pb2 import Run, RunChange, RunState, RunView, StepRun
+from conveyor.v1.run_pb2 import Run, RunView
 from conveyor.v1.run_service_pb2 import (
     GetRunRequest,
     WatchRunRequest,
@@ -19,58 +19,44 @@ from conveyor.v1.run_service_pb2 import (
 )
 from conveyor.v1.run_service_pb2_grpc import RunServiceStub
 
-TERMINAL = frozenset({RunState.RUN_STATE_SUCCEEDED, RunState.RUN_STATE_FAILED, RunState.RUN_STATE_CANCELLED})
-
 # The server says something every 15 s.
 _SILENCE = 50.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunUpdate:
-    """A run after a change."""
-
-    run: Run
-    """The run. In `watch` with all its steps and snapshots, in `watch_all` without them."""
-    changed: tuple[StepRun, ...] = ()
-    """The steps that changed; at first all that there are."""
-    skipped: int = 0
-    """So many changes before this one were left out, because the reader was slow; this is the newest state."""
-    reset: bool = False
-    """Changes before this one may be missing, because the server no longer had them; this is the newest state."""
-    deleted: bool = False
-    """The run was deleted; this is how it was. Only in `watch_all`."""
-
-
 async def watch_run(
-    connection: Connection, namespace: str, run_id: str, give_up_after: float | None
+    connection: Connection,
+    namespace: str,
+    run_id: str,
+    give_up_after: float | None,
+    deadline: float | None = None,
 ) -> AsyncGenerator[RunUpdate, None]:
-    """One run as it is, then after each change, its terminal state last."""
+    """One run as it is, then after each change, its terminal state last. DeadlineExceeded at the `deadline`."""
     cursor = ""
     reset = False
     known: Run | None = None
 
-    def start() -> grpc.aio.UnaryStreamCall[WatchRunRequest, WatchRunResponse]:
+    def start(timeout: float | None) -> calls.Messages[WatchRunResponse]:
         nonlocal reset
         # Without a cursor the server begins anew, and what happened meanwhile is not told.
         reset = not cursor and known is not None
         request = WatchRunRequest(namespace=namespace, id=run_id, cursor=cursor)
-        return connection.stub(RunServiceStub).WatchRun(request)
+        return connection.stub(RunServiceStub).WatchRun(request, timeout=timeout)
 
     # A stream that ends before the run does, e.g. with its server, is opened again.
     while known is None or known.state not in TERMINAL:
-        messages = resumed(connection, start, give_up_after=give_up_after, silence=_SILENCE)
+        messages = resumed(connection, start, give_up_after=give_up_after, silence=_SILENCE, deadline=deadline)
         async with aclosing(messages):
             async for message in messages:
                 event = message.WhichOneof("event")
                 if event == "snapshot":
                     for run in message.snapshot.runs:
-                        update = _replaced(known, run, reset)
+                        update = replaced(known, run, reset)
                         known, reset = run, False
                         if update is not None:
                             yield update
                 elif event == "changes":
                     for change in message.changes.changes:
-                        update = _merged(known, change)
+                        update = merged(known, change)
                         known = update.run
                         yield update
                 elif event == "deleted":
@@ -88,10 +74,10 @@ async def watch_runs(
     unfinished: dict[str, Run] = {}
     before_reset: dict[str, Run] = {}
 
-    def start() -> grpc.aio.UnaryStreamCall[WatchRunsRequest, WatchRunsResponse]:
+    def start(timeout: float | None) -> calls.Messages[WatchRunsResponse]:
         if not request.cursor:
             forget()
-        return connection.stub(RunServiceStub).WatchRuns(request)
+        return connection.stub(RunServiceStub).WatchRuns(request, timeout=timeout)
 
     def forget() -> None:
         before_reset.update(unfinished)
@@ -127,40 +113,6 @@ async def watch_runs(
                     forget()
                     request.cursor = ""
                 request.cursor = message.cursor or request.cursor
-
-
-def _replaced(known: Run | None, run: Run, reset: bool) -> RunUpdate | None:
-    """The update for a snapshot. None when it says nothing new."""
-    if known is None:
-        return RunUpdate(run, tuple(run.steps))
-    if known.etag == run.etag:
-        return None
-    before = {step.step: step for step in known.steps}
-    changed = tuple(step for step in run.steps if before.get(step.step) != step)
-    return RunUpdate(run, changed, reset=reset)
-
-
-def _merged(known: Run | None, change: RunChange) -> RunUpdate:
-    """The update for a change: what it leaves out of the run stays as it was."""
-    run = Run()
-    run.CopyFrom(change.run)
-    changed = {step.step: step for step in change.steps}
-    if known is None:
-        run.steps.extend(change.steps)
-        return RunUpdate(run, tuple(run.steps), change.skipped)
-    for step in known.steps:
-        run.steps.append(changed.pop(step.step, step))
-    run.steps.extend(changed.values())
-    for field in ("pipeline_snapshot", "resource_snapshot", "params"):
-        if known.HasField(field):
-            getattr(run, field).CopyFrom(getattr(known, field))
-    seen = {step.step for step in change.steps}
-    # Every step has its state in the run itself, also those that have not started and hence are not sent.
-    for step, state in zip(run.steps, run.step_states, strict=False):
-        if step.state != state:
-            step.state = state
-            seen.add(step.step)
-    return RunUpdate(run, tuple(step for step in run.steps if step.step in seen), change.skipped)
 
 
 async def _missed(connection: Connection, namespace: str, old: Run, give_up_after: float | None) -> RunUpdate:
