@@ -12,8 +12,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 def _concerns_us(record: logging.LogRecord) -> bool:
     """Whether an event is worth a line: gRPC makes an error, with traceback, of a client that leaves mid-message."""
-    # By name: gRPC keeps the class to itself.
-    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ExecuteBatchError"
+    # By name: gRPC keeps the class to itself. An event loop says False for "no exception".
+    return not record.exc_info or type(record.exc_info[1]).__name__ != "ExecuteBatchError"
 
 
 def configure(level: str, form: str) -> None:
