@@ -85,13 +85,13 @@ class _Case:
             yield f"it ended before its steps {open_steps}"
 
     def _nothing_after(self) -> Iterator[str]:
-        """By the server's own stamps, which never run backwards within a run."""
+        """By the server's own stamps, which never run backwards within a run. Inherited ones are another run's."""
         for event in self.history.about(self.run.id):
             state = event.get("state")
             if state not in (*ENDED, "CANCELLING"):
                 continue
             for step in self.run.steps:
-                if state == "CANCELLING" and step.finally_step:
+                if step.inherited or (state == "CANCELLING" and step.finally_step):
                     continue
                 if any(_started(attempt) > event["update_time"] for attempt in step.attempts):
                     yield f"{step.step} started after the run was seen {state}"
@@ -128,7 +128,7 @@ class _Case:
             yield f"{step.name} began although its rule {step.rule} does not hold: {self._needs(step)}"
         for need in waits_for:
             end = self.stored[need].end_time.ToNanoseconds()
-            if starts and starts[0] < end:
+            if starts and starts[0] < end and not self.stored[need].inherited:
                 yield f"{step.name} started before {need} had ended"
             told = self._decided(need)
             if began is not None and told is not None and began < told:

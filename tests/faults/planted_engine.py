@@ -52,7 +52,7 @@ def inbox_ack_before_commit() -> None:
     handle = inbox.Inbox._handle
 
     async def soon(self: inbox.Inbox, event: InboxEvent) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         await handle(self, event)
 
     async def hasty(self: inbox.Inbox, event: InboxEvent) -> None:

@@ -86,6 +86,15 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert check(_history()) == []
 
 
+def test_what_a_retry_inherits_has_the_times_of_another_run() -> None:
+    history = _history()
+    inherited = history.runs["r"].steps[0]
+    inherited.inherited = True
+    inherited.attempts[0].start_time.FromSeconds(3610)
+    inherited.end_time.FromSeconds(3620)
+    assert check(history) == []
+
+
 def _event(history: History, kind: str, number: int = 0) -> Event:
     return [event for event in history.events if event["kind"] == kind][number]
 
