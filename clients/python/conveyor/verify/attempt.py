@@ -14,7 +14,7 @@ class Line:
     seq: int
     text: str
     partial: bool
-    at: float
+    at: int
     time: str = ""
 
 
@@ -25,7 +25,7 @@ class Answer:
     outcome: str
     message: str
     data: Mapping[str, Any]
-    at: float
+    at: int
     run: str = ""
     step: str = ""
     number: int = 0

@@ -47,4 +47,12 @@ TRANSPORTS = ("grpc", "jetstream")
 
 def of(transport: str, namespace: str, driver: str) -> tuple[Sequence[Check], Site]:
     """The checks of a transport, and the server that they need."""
-    return _GRPC, GrpcSite(namespace)
+    if transport == "grpc":
+        return _GRPC, GrpcSite(namespace)
+    # It needs a library that gRPC drivers do without.
+    from conveyor.verify import jetstream_checks
+    from conveyor.verify.jetstream_site import JetStreamSite
+
+    own = {name: getattr(jetstream_checks, name.replace("-", "_"), None) for name in NAMES}
+    jetstream = [Check(each.name, own[each.name] or each.run, each.prepare and _as_usual) for each in _GRPC]
+    return jetstream, JetStreamSite(namespace, driver)

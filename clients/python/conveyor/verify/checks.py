@@ -10,6 +10,7 @@ from conveyor.verify.site import Site
 LONG_S = 600.0
 """An attempt that does not end before it is stopped."""
 _LINE_BYTES = 256 * 1024
+_UNDERWAY_S = 5.0
 _DATA = {
     "text": 'äöü 漢字 🚚 "quoted" \\ tab\t line\nend',
     "number": -12.5,
@@ -126,7 +127,8 @@ def held(count: int) -> list[Attempt]:
 async def drained(rig: Rig[Site], attempt: Attempt) -> None:
     """After SIGTERM: what runs is reported, and the process exits with 0."""
     await rig.site.changes.until(lambda: rig.process.code is not None, rig.timeout)
-    if not attempt.answers:
+    # What it said last may still be on its way.
+    if not await rig.site.changes.until(lambda: attempt.answers, _UNDERWAY_S):
         raise Unmet(
             "a result of the attempt that ran at SIGTERM", f"none came; the driver {await rig.process.obituary()}"
         )

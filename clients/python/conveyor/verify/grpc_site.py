@@ -100,7 +100,7 @@ class GrpcSite(WorkerServiceServicer):
         if self._server is not None:
             await self._server.stop(None)
 
-    def forget_driver(self) -> None:
+    async def forget_driver(self) -> None:
         self.streams.clear()
         self._session = ""
 

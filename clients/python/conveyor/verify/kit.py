@@ -41,7 +41,8 @@ class Verdict:
 
 
 async def verify(settings: Settings) -> AsyncGenerator[Verdict, None]:
-    """The verdict of each check, as it comes. Raises OSError when the command cannot be started."""
+    """The verdict of each check, as it comes. Raises OSError when the command cannot be started,
+    CannotServe when there can be no test server."""
     checks, site = catalogue.of(settings.transport, settings.namespace, settings.driver)
     kit = _Kit(settings, site)
     try:
@@ -95,7 +96,7 @@ class _Kit:
     async def _rig(self, check: Check) -> Rig[Any]:
         if check.prepare is not None or self._process is None or self._process.code is not None:
             await self.end_process()
-            self._site.forget_driver()
+            await self._site.forget_driver()
             if check.prepare is not None:
                 check.prepare(self._site)
             environment = {

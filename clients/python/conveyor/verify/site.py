@@ -7,6 +7,10 @@ from conveyor.verify.attempt import Attempt, Attempts
 from conveyor.verify.waiting import Changes
 
 
+class CannotServe(Exception):
+    """There can be no test server; the text says what to do."""
+
+
 class Site(Protocol):
     """A server that gives out attempts, and gathers what drivers say. Whatever comes notifies `changes`."""
 
@@ -23,7 +27,7 @@ class Site(Protocol):
     async def close(self) -> None:
         """End everything."""
 
-    def forget_driver(self) -> None:
+    async def forget_driver(self) -> None:
         """What was known of the driver's process counts no more: another one comes."""
 
     def ready(self) -> str:

@@ -16,6 +16,7 @@ from conveyor.cli.terminal import one_line, use_colour
 from conveyor.cli.values import seconds_option
 from conveyor.sdk.config import namespace
 from conveyor.verify import catalogue, kit
+from conveyor.verify.site import CannotServe
 
 _COLOURS = {"ok": "green", "FAIL": "red", "skipped": None}
 
@@ -89,6 +90,8 @@ async def _judged(options: Settings, verification: kit.Settings) -> list[kit.Ver
                 _show(options, each)
     except OSError as error:
         raise CliError(f"cannot start {verification.command[0]}: {error.strerror}", code=Exit.USAGE) from None
+    except CannotServe as error:
+        raise CliError(str(error)) from None
     return found
 
 
