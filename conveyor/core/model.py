@@ -80,7 +80,8 @@ def new_run(plan: Plan, head: storage_pb2.RunHead, inherited: Iterable[storage_p
     head.step_states = bytes(states)
     head.step_reasons = bytes(len(plan.steps))
     head.deadline = head.create_time + plan.timeout
-    head.update_time = head.create_time
+    # The clock may have been set back since the steps that are taken over ended.
+    head.update_time = max(head.create_time, *(record.end_time for record in kept), 0)
     head.result_bytes = sum(len(record.result.data) for record in kept)
     return RunState.of(plan, head, kept)
 

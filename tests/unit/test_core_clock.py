@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from conveyor.core.deadlines import CLOCKS_DIFFER, grace_left
-from conveyor.core.model import CancelRequested, Continue, RunCreated, Tick
+from conveyor.core.model import CancelRequested, Continue, RunCreated, Tick, inheritable
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import START, Run, pipeline, step
@@ -164,3 +164,17 @@ def test_what_is_written_down_never_runs_back() -> None:
     head, record = run.state.head, run.record("b")
     assert START <= record.queue_time <= record.start_time <= record.end_time <= head.end_time
     assert run.apply(Tick())[0].dirty is False
+
+
+def test_a_retry_by_a_clock_that_was_set_back_begins_after_what_it_takes_over() -> None:
+    source = pipeline(step("a"), step("b"))
+    parent = Run(source)
+    parent.start()
+    parent.now += int(HOUR * SECOND)
+    parent.report("a")
+    parent.report("b", "FAILED")
+    run = Run(source, inheritable(parent.state))
+    run.start()
+    run.report("b")
+    assert run.record("a").end_time == START + HOUR * SECOND
+    assert run.record("b").queue_time >= run.record("a").end_time
