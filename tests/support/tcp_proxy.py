@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Self
+
+
+class _Pair:
+    """The two ends of one connection."""
+
+    def __init__(self, *ends: asyncio.StreamWriter) -> None:
+        self._ends = ends
+        self.last = time.monotonic()
+        self.over = False
+
+    def abort(self) -> None:
+        for end in self._ends:
+            end.transport.abort()
 
 
 class TcpProxy:
@@ -25,6 +39,9 @@ class TcpProxy:
         """Connections accepted so far."""
         self.held = 0
         """Pieces of what passes that had to wait so far."""
+        self.idle_cuts = 0
+        """Connections cut because nothing had passed for too long."""
+        self._patience: float | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -76,6 +93,10 @@ class TcpProxy:
         """Whether new connections are closed at once."""
         self._refusing = refusing
 
+    def cut_idle(self, seconds: float) -> None:
+        """Reset from now on each connection on which nothing passes, either way, for so long; also those of now."""
+        self._patience = seconds
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         if self._refusing:
@@ -87,20 +108,33 @@ class TcpProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, target_writer}
-        for source, sink, gate in (
-            (reader, target_writer, self._requests),
-            (target_reader, writer, self._answers),
+        pair = _Pair(writer, target_writer)
+        for work in (
+            self._pass_on(reader, target_writer, self._requests, pair),
+            self._pass_on(target_reader, writer, self._answers, pair),
+            self._watch_over(pair),
         ):
-            task = asyncio.ensure_future(self._pass_on(source, sink, gate))
+            task = asyncio.ensure_future(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+    async def _watch_over(self, pair: _Pair) -> None:
+        while not pair.over:
+            await asyncio.sleep(0.1)
+            if self._patience is not None and time.monotonic() - pair.last > self._patience and not pair.over:
+                self.idle_cuts += 1
+                pair.abort()
+
+    async def _pass_on(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, gate: asyncio.Event, pair: _Pair
+    ) -> None:
         with suppress(OSError):
             while data := await source.read(65_536):
+                pair.last = time.monotonic()
                 if not gate.is_set():
                     self.held += 1
                 await gate.wait()
                 sink.write(data)
                 await sink.drain()
+        pair.over = True
         sink.transport.abort()
