@@ -58,6 +58,7 @@ ROOT = _Root(
     "conveyor",
     {
         "apply": Entry("apply:apply", "Create or change what files describe"),
+        "diff": Entry("diff:diff", "Show what an apply would change"),
         "get": Entry("get:get", "Show one object"),
         "list": Entry("get:list_", "List the objects of a kind"),
         "delete": Entry("delete:delete", "Delete objects"),

@@ -8,6 +8,7 @@ from conveyor.cli.decode import MAX_FAULTS, SET_BY_SERVER, decode
 from conveyor.cli.failures import CliError
 from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, Kind, kind_of
 from conveyor.cli.nodes import Fault, Node
+from conveyor.cli.refs import Ref
 from conveyor.cli.sources import Source
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
@@ -30,16 +31,17 @@ class Manifest:
     """The file and line where it begins."""
 
     @property
-    def name(self) -> str:
+    def ref(self) -> Ref:
         """Its name as the command line takes it."""
-        if isinstance(self.object, Resource):
-            return f"{self.object.definition}/{self.object.name}"
-        return self.object.name
+        return Ref(self.kind, self.object.name, self.object.definition if isinstance(self.object, Resource) else "")
 
     @property
     def label(self) -> str:
         """Its kind and name, as in output."""
-        return f"{self.kind.word}/{self.name}"
+        return self.ref.label
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.label}"
 
 
 def load(sources: Iterable[Source]) -> list[Manifest]:
@@ -141,4 +143,4 @@ def _refusal(mistakes: list[str]) -> CliError:
     if len(mistakes) > len(shown):
         shown.append(f"… and {len(mistakes) - len(shown)} more" if exact else "… and more")
     count = f"{len(mistakes)}" if exact else f"more than {MAX_FAULTS}"
-    return CliError(f"{count} mistakes; nothing was applied", shown)
+    return CliError(f"{count} mistakes; nothing was sent", shown)

@@ -21,6 +21,12 @@ class Ref:
         """Its kind and name, as in output."""
         return f"{self.kind.word}/{self.definition}/{self.name}" if self.definition else f"{self.kind.word}/{self.name}"
 
+    @property
+    def value(self) -> dict[str, object]:
+        """Its kind and name, as in output for programs."""
+        value: dict[str, object] = {"kind": self.kind.name, "name": self.name}
+        return {**value, "definition": self.definition} if self.definition else value
+
 
 def parse_kind(word: str) -> Kind:
     """The kind that a word means."""

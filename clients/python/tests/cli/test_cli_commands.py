@@ -79,7 +79,10 @@ def test_a_dry_run_cannot_check_what_needs_the_same_files(
     )
     done = conveyor("apply", "-f", file, "--dry-run")
     assert done.code == 0
-    assert done.out.splitlines()[2] == "resource/app/shop not checked: it needs what the dry run did not create"
+    assert (
+        done.out.splitlines()[2]
+        == "resource/app/shop not checked: it needs definition/app and pipeline/release, which a dry run does not store"
+    )
     assert conveyor("apply", "-f", file).code == 1
     alone = tmp_path / "alone.yaml"
     alone.write_text("kind: Resource\nname: shop\ndefinition: app\npipeline: release\n")

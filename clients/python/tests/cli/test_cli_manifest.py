@@ -292,7 +292,7 @@ def test_all_values_that_are_wrong_in_json(name: str) -> None:
 def test_the_mistakes_of_one_object_are_bounded() -> None:
     with pytest.raises(CliError) as caught:
         loaded("kind: Resource\ndefinition: app\nname: shop\nspec:\n" + "".join(f"  k{n}: .nan\n" for n in range(500)))
-    assert caught.value.message == "more than 100 mistakes; nothing was applied"
+    assert caught.value.message == "more than 100 mistakes; nothing was sent"
     assert len(caught.value.details) == 21
     assert caught.value.details[-1] == "… and more"
 
@@ -369,7 +369,7 @@ def test_all_mistakes_of_all_files_are_told() -> None:
                 Source("c.yaml", b"kind: Pipeline\nname: c\n---\nkind: Pipeline\nname: c\n"),
             ]
         )
-    assert caught.value.message == "3 mistakes; nothing was applied"
+    assert caught.value.message == "3 mistakes; nothing was sent"
     assert [detail.partition(" ")[0] for detail in caught.value.details] == ["a.yaml:3:", "b.yaml:2:", "c.yaml:4:"]
     assert caught.value.details[2] == "c.yaml:4: pipeline/c stands twice; first in c.yaml:1"
 
@@ -425,7 +425,7 @@ def test_nesting_is_bounded(levels: int, told: str, name: str) -> None:
 def test_as_deep_as_the_api_takes_is_fine() -> None:
     nested = '{"a":' * 32 + "1" + "}" * 32
     (manifest,) = loaded(f'{{"kind": "Resource", "definition": "a", "name": "b", "spec": {nested}}}', "f.json")
-    assert manifest.name == "a/b"
+    assert manifest.label == "resource/a/b"
 
 
 def test_folders_are_read_in_order(tmp_path: Path) -> None:

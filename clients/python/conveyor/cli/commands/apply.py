@@ -1,118 +1,110 @@
 """`conveyor apply`."""
 
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 
 import click
 
 from conveyor.cli import batch
-from conveyor.cli.failures import CliError
-from conveyor.cli.manifest import Manifest, load
+from conveyor.cli.commands.files import file_options, prune_options, read, selector
+from conveyor.cli.dry_run import DryRun, Unchecked
+from conveyor.cli.failures import Ended
+from conveyor.cli.manifest import Manifest
+from conveyor.cli.objects import Clients, Sent, remove_unchanged, send
 from conveyor.cli.options import command, settings
-from conveyor.cli.session import new_client, run
-from conveyor.cli.sources import read_sources
+from conveyor.cli.prune import Leftover, check_labels, leftovers
+from conveyor.cli.session import run
+from conveyor.cli.terminal import note
 from conveyor.sdk import Client
 from conveyor.sdk.errors import FailedPrecondition
 from conveyor.v1.apply_pb2 import ApplyOutcome
-from conveyor.v1.pipeline_pb2 import Pipeline
-from conveyor.v1.resource_definition_pb2 import ResourceDefinition
-from conveyor.v1.resource_pb2 import Resource
-from conveyor.v1.run_pb2 import Run
-
-_MISSING = frozenset({"UNKNOWN_DEFINITION", "UNKNOWN_PIPELINE"})
-_UNCHECKED = ": it needs what the dry run did not create"
 
 
 @command("apply")
-@click.option(
-    "-f",
-    "--filename",
-    "names",
-    metavar="FILE|DIR|-",
-    multiple=True,
-    required=True,
-    help="File, folder, or - for standard input. May be given several times.",
-)
+@file_options
 @click.option("--dry-run", is_flag=True, help="Check everything on the server, change nothing.")
-def apply(names: tuple[str, ...], dry_run: bool) -> None:
+@prune_options
+def apply(names: tuple[str, ...], more: tuple[str, ...], dry_run: bool, prune: bool, labels: tuple[str, ...]) -> None:
     """Create or change what files describe.
 
     All files are checked before the first object is sent. Definitions come first, then pipelines, then resources. An
-    object that the server refuses is told; the others are applied all the same.
+    object that the server refuses is told; the others are applied all the same. --prune then deletes what earlier
+    versions of the files held, unless something was refused.
     """
+    wanted = selector(prune, labels)
     options = settings()
-    manifests = load(read_sources(names))
-    _check_namespaces(manifests, options.namespace)
+    manifests = read((*names, *more))
+    if wanted is not None:
+        check_labels(manifests, wanted)
     results = batch.Results(options)
 
     async def work(client: Client) -> None:
-        async with AsyncExitStack() as stack:
-            clients = {"": client}
-            for manifest in manifests:
-                namespace = manifest.object.namespace
-                if namespace not in clients:
-                    clients[namespace] = await stack.enter_async_context(new_client(options, namespace))
-
-            async def one(manifest: Manifest) -> None:
-                try:
-                    outcome, started = await _send(clients[manifest.object.namespace], manifest, dry_run)
-                except FailedPrecondition as error:
-                    if not dry_run or error.reason not in _MISSING or not _is_missing(manifest, manifests):
-                        raise
-                    value = {**_value(manifest), "outcome": "UNCHECKED", "dryRun": True}
-                    results.add(manifest.label, "not checked", value, extra=_UNCHECKED)
-                else:
-                    _tell(results, manifest, outcome, started, dry_run)
-
+        async with Clients(options, client) as clients:
             try:
-                await batch.each(manifests, lambda manifest: f"{manifest.source}: {manifest.label}", one)
+                try:
+                    await _apply(clients, results, manifests, dry_run)
+                except Ended:
+                    if wanted is not None:
+                        note("  nothing was pruned, because not everything could be applied")
+                    raise
+                if wanted is not None:
+                    found = await leftovers(clients, manifests, wanted, options.namespace)
+                    await _prune(clients, results, found, dry_run)
             finally:
                 results.close()
 
     run(options, work)
 
 
-def _is_missing(manifest: Manifest, manifests: list[Manifest]) -> bool:
-    """Whether an object needs another one of the same files."""
-    thing = manifest.object
-    needed = set() if isinstance(thing, ResourceDefinition) else {f"definition/{thing.definition}"}
-    if isinstance(thing, Resource):
-        needed.add(f"pipeline/{thing.pipeline}")
-    return any(other.label in needed and other.object.namespace == thing.namespace for other in manifests)
+async def _apply(clients: Clients, results: batch.Results, manifests: Sequence[Manifest], dry_run: bool) -> None:
+    checks = DryRun(clients)
+
+    async def one(manifest: Manifest) -> None:
+        thing = manifest.object
+        try:
+            if dry_run:
+                sent = await checks.send(manifest)
+            else:
+                sent = await send(await clients.of(thing.namespace), thing, validate_only=False)
+        except Unchecked as unchecked:
+            why = unchecked.refusal.message
+            value = {**manifest.ref.value, "outcome": "UNCHECKED", "message": why, "dryRun": True}
+            results.add(manifest.label, "not checked", value, extra=f": {unchecked}")
+        else:
+            _tell(results, manifest, sent, dry_run)
+
+    await batch.each(manifests, str, one)
 
 
-def _value(manifest: Manifest) -> dict[str, object]:
-    value: dict[str, object] = {"kind": manifest.kind.name, "name": manifest.object.name}
-    if isinstance(manifest.object, Resource):
-        value["definition"] = manifest.object.definition
-    return value
+async def _prune(clients: Clients, results: batch.Results, found: Sequence[Leftover], dry_run: bool) -> None:
+    resources = {(each.object.namespace, each.ref.definition) for each in found}
+
+    async def one(leftover: Leftover) -> None:
+        thing = leftover.object
+        value = {**leftover.ref.value, "outcome": "PRUNED"}
+        extra = ""
+        if dry_run:
+            value["dryRun"] = True
+            extra = " (dry run)"
+        client = await clients.of(thing.namespace)
+        try:
+            # An object that somebody changed meanwhile may have other labels.
+            await remove_unchanged(client, leftover.ref, thing.etag, validate_only=dry_run)
+        except FailedPrecondition as error:
+            if not dry_run or error.reason != "IN_USE" or (thing.namespace, thing.name) not in resources:
+                raise
+            # Without the dry run its resources would have gone before it.
+        results.add(leftover.ref.label, "pruned", value, extra=extra)
+
+    await batch.each(found, str, one)
 
 
-def _check_namespaces(manifests: list[Manifest], namespace: str | None) -> None:
-    for manifest in manifests:
-        other = manifest.object.namespace
-        if namespace and other and other != namespace:
-            raise CliError(f"{manifest.source}: {manifest.label} is of namespace {other}, but -n says {namespace}")
-
-
-async def _send(client: Client, manifest: Manifest, dry_run: bool) -> tuple[ApplyOutcome.ValueType, Run | None]:
-    thing = manifest.object
-    if isinstance(thing, ResourceDefinition):
-        return (await client.definitions.apply(thing, validate_only=dry_run)).outcome, None
-    if isinstance(thing, Pipeline):
-        return (await client.pipelines.apply(thing, validate_only=dry_run)).outcome, None
-    applied = await client.resources.apply(thing, validate_only=dry_run)
-    return applied.outcome, applied.run
-
-
-def _tell(
-    results: batch.Results, manifest: Manifest, outcome: ApplyOutcome.ValueType, started: Run | None, dry_run: bool
-) -> None:
-    word = ApplyOutcome.Name(outcome).removeprefix("APPLY_OUTCOME_")
-    value = {**_value(manifest), "outcome": word}
+def _tell(results: batch.Results, manifest: Manifest, sent: Sent, dry_run: bool) -> None:
+    word = ApplyOutcome.Name(sent.outcome).removeprefix("APPLY_OUTCOME_")
+    value = {**manifest.ref.value, "outcome": word}
     extra = ""
-    if started is not None and started.id and not dry_run:
-        value["run"] = started.id
-        extra = f", run {started.id} started"
+    if sent.run is not None and sent.run.id and not dry_run:
+        value["run"] = sent.run.id
+        extra = f", run {sent.run.id} started"
     if dry_run:
         value["dryRun"] = True
         extra = " (dry run)"

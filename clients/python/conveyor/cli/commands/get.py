@@ -14,6 +14,7 @@ from conveyor.cli.decode import enum_value
 from conveyor.cli.describe import describe
 from conveyor.cli.durations import parse_time
 from conveyor.cli.kinds import DEFINITION, DRIVER, PIPELINE, RESOURCE, RUN, Kind
+from conveyor.cli.objects import fetch
 from conveyor.cli.options import command, pairs, settings
 from conveyor.cli.output import Row, print_object, print_objects
 from conveyor.cli.refs import Ref, parse_kind, parse_refs, parse_resource, parse_run, ref
@@ -144,19 +145,6 @@ def _get(which: Ref, generation: int) -> None:
 
     message, retries = run(options, work)
     print_object(options, message, lambda now: describe(message, now, cast(list[Run], retries)))
-
-
-async def fetch(client: Client, which: Ref, generation: int = 0) -> Message:
-    """The object. NotFound when there is none."""
-    if which.kind is DEFINITION:
-        return await client.definitions.get(which.name, generation)
-    if which.kind is PIPELINE:
-        return await client.pipelines.get(which.name, generation)
-    if which.kind is RESOURCE:
-        return await client.resources.get(which.definition, which.name, generation)
-    if which.kind is RUN:
-        return await client.runs.get(which.name)
-    return await client.drivers.get(which.name)
 
 
 def _history(which: Ref) -> None:
