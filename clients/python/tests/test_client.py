@@ -12,6 +12,7 @@ from conveyor.sdk import (
     Aborted,
     AlreadyExists,
     ApiError,
+    ClientClosed,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -275,6 +276,17 @@ async def test_nobody_there_names_the_address_and_what_to_do(connect):
     assert "refused" in text.lower()
     assert "conveyor server dev" in text
     assert "CONVEYOR_ADDRESS" in text
+
+
+async def test_a_closed_client_says_so(serve, connect):
+    server = FlakyRuns(0)
+    async with serve(server.register) as address:
+        async with connect(address) as client:
+            await client.runs.get("r1")
+        with pytest.raises(ClientClosed):
+            await client.runs.get("r1")
+        with pytest.raises(ClientClosed):
+            await client.runs.wait("r1")
 
 
 async def test_proxy_variables_do_not_matter_on_this_machine(serve, connect, monkeypatch):

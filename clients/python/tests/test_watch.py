@@ -7,6 +7,8 @@ from contextlib import aclosing
 import grpc
 import pytest
 
+import conveyor.sdk.sync.watch
+import conveyor.sdk.watch
 from conveyor.sdk import ConnectionGivenUp, NotFound, WaitTimeout
 from conveyor.v1.log_pb2 import LogLine
 from conveyor.v1.log_service_pb2 import ReadLogsResponse
@@ -203,6 +205,37 @@ async def test_a_wait_has_its_limit(serve, connect):
     async with serve(server.register) as address, connect(address) as client:
         with pytest.raises(WaitTimeout, match=r"run r1 has not ended within 0\.3 s"):
             await client.runs.wait("r1", timeout=0.3)
+
+
+async def test_a_wait_has_its_limit_also_without_a_server(connect):
+    async with connect("127.0.0.1:1") as client:
+        with pytest.raises(WaitTimeout, match="its state is unknown"):
+            await client.runs.wait("r1", timeout=0.3)
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+async def test_a_wait_may_be_but_a_look(serve, connect, timeout):
+    server = Scripted([snapshot(full(RUNNING, {}, "1")), END, ...])
+    async with serve(server.register) as address, connect(address) as client:
+        with pytest.raises(WaitTimeout):
+            await client.runs.wait("r1", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [1e12, float("inf")])
+async def test_a_wait_may_be_as_long_as_one_likes(serve, connect, timeout):
+    server = Scripted([snapshot(full(SUCCEEDED, {"a": DONE}, "1")), END])
+    async with serve(server.register) as address, connect(address) as client:
+        assert (await client.runs.wait("r1", timeout=timeout)).state == SUCCEEDED
+
+
+async def test_a_server_that_falls_silent_is_asked_again(serve, connect, monkeypatch):
+    for module in (conveyor.sdk.watch, conveyor.sdk.sync.watch):
+        monkeypatch.setattr(module, "_SILENCE", 0.3)
+    done = change(basic(SUCCEEDED, [DONE], "2"), StepRun(step="a", state=DONE))
+    server = Scripted([snapshot(full(RUNNING, {"a": WORKING}, "1")), END, ...], [one(changes=done, cursor="c2")])
+    async with serve(server.register) as address, connect(address) as client:
+        assert (await client.runs.wait("r1")).state == SUCCEEDED
+    assert [request.cursor for request in server.requests] == ["", "c1"]
 
 
 async def test_all_runs_are_followed_and_no_end_is_missed(serve, connect):
