@@ -117,7 +117,8 @@ class App:
                 ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
                 ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
-                ("grpc.keepalive_time_ms", 30_000),
+                # What lies on the way may cut connections on which nothing has passed for half a minute.
+                ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),

@@ -23,7 +23,8 @@ AnswerT = TypeVar("AnswerT")
 _MESSAGE_BYTES = 64 * 1024 * 1024
 _CONNECT = "failed to connect"
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.keepalive_time_ms", 30_000),
+    # What lies on the way may cut connections on which nothing has passed for half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
