@@ -36,7 +36,12 @@ _DRIVER = Group(
     },
     summary="See who works.",
 )
-_GROUPS = {"run": _RUN, "driver": _DRIVER}
+_PIPELINE = Group(
+    "pipeline",
+    {"graph": Entry("graph:graph", "Draw the steps of a pipeline")},
+    summary="See what pipelines look like.",
+)
+_GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "driver": _DRIVER}
 _SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 no server reached, 130 Ctrl-C.
@@ -63,6 +68,7 @@ ROOT = _Root(
         "list": Entry("get:list_", "List the objects of a kind"),
         "delete": Entry("delete:delete", "Delete objects"),
         "run": Entry("", "Start, follow and end runs"),
+        "pipeline": Entry("", "See what pipelines look like"),
         "driver": Entry("", "See who works"),
         "version": Entry("version:version", "Print the version"),
         "completion": Entry("completion:completion", "Print a script that completes commands in a shell"),

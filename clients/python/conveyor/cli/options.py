@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import click
 
 FORMATS = ("table", "json", "yaml", "name")
+# What only some commands print.
+DRAWINGS = ("dot", "mermaid")
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
@@ -44,8 +46,8 @@ def _tls(variable: str) -> Callable[[click.Context, click.Parameter, Any], None]
     return store
 
 
-def common_options() -> list[click.Option]:
-    """New objects of the common options."""
+def common_options(formats: Sequence[str] = (*FORMATS, *DRAWINGS)) -> list[click.Option]:
+    """New objects of the common options. Those of groups take what any command prints, which then looks again."""
     path = click.Path(dir_okay=False)
     return [
         _option(
@@ -62,7 +64,7 @@ def common_options() -> list[click.Option]:
             callback=_tls("CONVEYOR_TLS_SERVER_NAME"),
             help="Name in the server's certificate.",
         ),
-        _option("-o", "--output", type=click.Choice(FORMATS), callback=_setting("output"), help="Form of the output."),
+        _option("-o", "--output", type=click.Choice(formats), callback=_setting("output"), help="Form of the output."),
         _option("-q", "--quiet", is_flag=True, callback=_setting("quiet"), help="No notes on stderr."),
     ]
 
@@ -74,9 +76,16 @@ def _option(*names: str, **attributes: Any) -> click.Option:
 class CommonCommand(click.Command):
     """A command that takes the common options."""
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    def __init__(self, *args: Any, formats: Sequence[str] = FORMATS, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.params += common_options()
+        self._formats = formats
+        self.params += common_options(formats)
+
+    def invoke(self, context: click.Context) -> Any:
+        output = context.ensure_object(Settings).output
+        if output not in {*self._formats, "table"}:
+            raise click.UsageError(f"-o {output} does not fit; there are {', '.join(self._formats)}", context)
+        return super().invoke(context)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Own options first."""

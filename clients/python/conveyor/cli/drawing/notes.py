@@ -1,0 +1,56 @@
+"""What a drawing says of a step besides its name and needs."""
+
+from google.protobuf.struct_pb2 import Value
+
+from conveyor.cli.durations import show_duration
+from conveyor.cli.encode import enum_name
+from conveyor.cli.terminal import one_line
+from conveyor.v1.pipeline_pb2 import Matrix, Step
+
+_ATTEMPTS = 3
+
+
+def doing(step: Step) -> str:
+    """Who or what does the work of a step."""
+    action: str | None = step.WhichOneof("action")
+    if action is None:
+        return ""
+    return one_line(step.driver) if action == "driver" else action
+
+
+def notes(step: Step) -> list[str]:
+    """What is out of the ordinary about when and how often a step runs."""
+    found: list[str] = []
+    rule = enum_name(step, "trigger_rule")
+    if rule not in {"", "ALL_SUCCESS"}:
+        found.append(rule)
+    if step.when:
+        found.append(f"when {one_line(step.when)}")
+    if step.HasField("matrix"):
+        found.append(_matrix(step.matrix))
+    if step.allow_failure:
+        found.append("may fail")
+    if step.HasField("retry"):
+        found.append(f"{step.retry.max_attempts if step.retry.HasField('max_attempts') else _ATTEMPTS} attempts")
+    if step.HasField("timeout"):
+        found.append(f"timeout {show_duration(step.timeout.ToTimedelta().total_seconds())}")
+    return found
+
+
+def _matrix(matrix: Matrix) -> str:
+    axes = " × ".join(f"{name}[{_size(matrix.axes[name])}]" for name in sorted(matrix.axes))
+    parts = [f"matrix {axes}" if axes else "matrix"]
+    if matrix.include:
+        parts.append(f"+{len(matrix.include)}")
+    if matrix.exclude:
+        parts.append(f"-{len(matrix.exclude)}")
+    if matrix.max_parallel:
+        parts.append(f"({matrix.max_parallel} at a time)")
+    return " ".join(parts)
+
+
+def _size(axis: Value) -> str:
+    """How many values an axis has, or the expression that will say so."""
+    if axis.HasField("list_value"):
+        return str(len(axis.list_value.values))
+    return one_line(axis.string_value)
