@@ -145,7 +145,7 @@ def busy():
 
 async def run(script, address):
     """Runs a program that forks; the processes of tests have threads that would be lost."""
-    command = [sys.executable, "-c", PARENT + script, address]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT + script, address]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
