@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## Format the Python code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-gen: $(VENV)/.dev ## Generate the code of the protos and their reference, and the synchronous client
+gen: $(VENV)/.dev ## Generate the code of the protos, their reference and schemas, and the synchronous client
 	$(BIN)/python scripts/gen.py
 	$(BIN)/python scripts/gen_api_docs.py
 	$(BIN)/python scripts/gen_sync_client.py

@@ -1,4 +1,4 @@
-"""Writes docs/api-reference.md and the OpenAPI document from the protos and their comments.
+"""Writes docs/api-reference.md, the OpenAPI document and the schema of manifests from the protos and their comments.
 
 With --check it says whether they are up to date.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import manifest_schema
 import openapi
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -163,7 +164,11 @@ def reference(files: Sequence[File]) -> str:
 
 def main() -> None:
     files = read_protos()
-    texts = {"docs/api-reference.md": reference(files), "conveyor/http/openapi.json": openapi.document(files)}
+    texts = {
+        "docs/api-reference.md": reference(files),
+        "conveyor/http/openapi.json": openapi.document(files),
+        "clients/python/conveyor/cli/manifest.schema.json": manifest_schema.document(files),
+    }
     stale = [name for name, text in texts.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     if sys.argv[1:] == ["--check"]:
         if stale:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -13,11 +13,10 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
+from json_types import SCALARS, WELL_KNOWN, Json, described, field_schema, field_text, short
 
 if TYPE_CHECKING:
     from gen_api_docs import File
-
-Json = dict[str, Any]
 
 _READS = ("Get", "List", "Read", "Watch")
 _CONVERSATIONS = {"WorkerService/Work"}
@@ -26,27 +25,6 @@ _DESCRIPTION = """\
 Every call is a POST of a JSON object to its path; calls that only read also take a GET with the object, in JSON, as
 `message`. Streams are newline-delimited JSON, or server-sent events for who asks for them. Fields that are not set may
 be left out, and are left out. Names of fields may also be written as in the protos."""
-
-_WELL_KNOWN: dict[str, Json] = {
-    "Timestamp": {"type": "string", "format": "date-time"},
-    "Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$", "examples": ["3.5s"]},
-    "Struct": {"type": "object"},
-    # Any JSON.
-    "Value": {},
-}
-
-_TYPES = FieldDescriptorProto
-_SCALARS: dict[int, Json] = {
-    _TYPES.TYPE_STRING: {"type": "string"},
-    _TYPES.TYPE_BOOL: {"type": "boolean"},
-    _TYPES.TYPE_INT32: {"type": "integer", "format": "int32"},
-    _TYPES.TYPE_UINT32: {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-    # Those that a double may not hold stand in quotes.
-    _TYPES.TYPE_INT64: {"type": "string", "pattern": "^-?[0-9]+$"},
-    _TYPES.TYPE_UINT64: {"type": "string", "pattern": "^[0-9]+$"},
-    _TYPES.TYPE_DOUBLE: {"type": "number", "format": "double"},
-    _TYPES.TYPE_FLOAT: {"type": "number", "format": "float"},
-}
 
 _ERROR: Json = {
     "description": "Why a call failed; docs/errors.md says what each reason means.",
@@ -107,7 +85,7 @@ def _paths(file: File, index: int, service: ServiceDescriptorProto) -> Iterator[
 
 
 def _operations(service: ServiceDescriptorProto, method: MethodDescriptorProto, comment: str) -> Json:
-    taken = _ref(_short(method.input_type))
+    taken = _ref(short(method.input_type))
     common: Json = {"tags": [service.name], "description": comment}
     body: Json = _content("application/json", taken)
     if method.client_streaming:
@@ -134,7 +112,7 @@ def _operations(service: ServiceDescriptorProto, method: MethodDescriptorProto, 
 
 
 def _answer(method: MethodDescriptorProto) -> Json:
-    given = _ref(_short(method.output_type))
+    given = _ref(short(method.output_type))
     if not method.server_streaming:
         return {"description": "The answer.", **_content("application/json", given)}
     answer: Json = {
@@ -151,32 +129,17 @@ def _answer(method: MethodDescriptorProto) -> Json:
 
 def _message(file: File, path: tuple[int, ...], message: DescriptorProto) -> Json:
     properties = {
-        field.json_name: _described(_field(message, field), _text(file, (*path, 2, i), message, field))
+        field.json_name: described(field_schema(message, field, _type), field_text(file, (*path, 2, i), message, field))
         for i, field in enumerate(message.field)
     }
-    return _described({"type": "object", "properties": properties}, file.comment(*path))
-
-
-def _text(file: File, path: tuple[int, ...], message: DescriptorProto, field: FieldDescriptorProto) -> str:
-    text = file.comment(*path)
-    if field.HasField("oneof_index") and not field.proto3_optional:
-        text += f" At most one field of `{message.oneof_decl[field.oneof_index].name}` is set."
-    return text.strip()
-
-
-def _field(message: DescriptorProto, field: FieldDescriptorProto) -> Json:
-    for nested in message.nested_type:
-        if nested.options.map_entry and field.type_name.endswith(f".{message.name}.{nested.name}"):
-            return {"type": "object", "additionalProperties": _type(nested.field[1])}
-    one = _type(field)
-    return {"type": "array", "items": one} if field.label == _TYPES.LABEL_REPEATED else one
+    return described({"type": "object", "properties": properties}, file.comment(*path))
 
 
 def _type(field: FieldDescriptorProto) -> Json:
     name = field.type_name.removeprefix(".google.protobuf.")
-    if name in _WELL_KNOWN:
-        return dict(_WELL_KNOWN[name])
-    return _ref(_short(name)) if name else dict(_SCALARS[field.type])
+    if name in WELL_KNOWN:
+        return dict(WELL_KNOWN[name])
+    return _ref(short(name)) if name else dict(SCALARS[field.type])
 
 
 def _enum(file: File, path: tuple[int, ...], enum: EnumDescriptorProto) -> Json:
@@ -185,17 +148,9 @@ def _enum(file: File, path: tuple[int, ...], enum: EnumDescriptorProto) -> Json:
     return {"type": "string", "description": text, "enum": [name for name, _ in values]}
 
 
-def _short(type_name: str) -> str:
-    return type_name.rpartition(".")[2]
-
-
 def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _content(kind: str, schema: Json) -> Json:
     return {"content": {kind: {"schema": schema}}}
-
-
-def _described(schema: Json, text: str) -> Json:
-    return {"description": text, **schema} if text else schema

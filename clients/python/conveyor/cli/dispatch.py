@@ -70,6 +70,7 @@ ROOT = _Root(
         "run": Entry("", "Start, follow and end runs"),
         "pipeline": Entry("", "See what pipelines look like"),
         "driver": Entry("", "See who works"),
+        "schema": Entry("schema:schema", "Print the JSON Schema of manifests, for editors"),
         "version": Entry("version:version", "Print the version"),
         "completion": Entry("completion:completion", "Print a script that completes commands in a shell"),
     },

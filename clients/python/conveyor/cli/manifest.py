@@ -16,6 +16,8 @@ from conveyor.v1.resource_pb2 import Resource
 
 API_VERSION = "conveyor/v1"
 _MAX_SHOWN = 20
+# Keys at the top of a document that are only there for anchors.
+_TEMPLATES = (".", "x-")
 _MESSAGES = {DEFINITION.name: ResourceDefinition, PIPELINE.name: Pipeline, RESOURCE.name: Resource}
 
 Object: TypeAlias = Pipeline | ResourceDefinition | Resource
@@ -117,7 +119,11 @@ def _headed(node: Node) -> tuple[Kind, Node]:
         raise Fault(node.line_of("kind"), "kind", f"must not be {given.kind}{hint}")
     if kind not in kinds:
         raise Fault(node.line_of("kind"), "kind", f"a {kind.name} can't be applied; only {wanted} can")
-    rest = {key: value for key, value in node.value.items() if key not in {"kind", "apiVersion"}}
+    rest = {
+        key: value
+        for key, value in node.value.items()
+        if key not in {"kind", "apiVersion"} and not key.startswith(_TEMPLATES)
+    }
     return kind, Node(rest, node.line, key_lines=node.key_lines)
 
 
