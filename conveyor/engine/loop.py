@@ -163,7 +163,7 @@ class Engine(Handover):
                 if not patient:
                     raise
                 if not isinstance(error, Unavailable):
-                    log.warning("commit_refused", run_id=key[1], event=type(event).__name__, error=str(error))
+                    log.warning("commit_refused", run_id=key[1], of=type(event).__name__, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
