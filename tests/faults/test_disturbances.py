@@ -65,9 +65,9 @@ async def _without_room(cluster: Cluster, directory: Path, fill: Callable[[], in
             except ResourceExhausted:
                 return []
 
-        (after,) = await until(there_is_room, "room to be made use of")
-        assert state(await belt.ended(after)) == "SUCCEEDED"
-        assert {each.id async for each in belt.client.runs.list()} == {run.id, after.id}
+        made: list[Run] = await until(there_is_room, "room to be made use of")
+        assert state(await belt.ended(made[0])) == "SUCCEEDED"
+        assert {each.id async for each in belt.client.runs.list()} == {run.id, made[0].id}
         assert cluster.servers[0].running
         assert cluster.servers[0].pid == process
 
