@@ -16,8 +16,8 @@ def test_the_tour_goes_as_it_says(tmp_path: Path) -> None:
     assert walk(README.partition("\n## The tour")[2].partition("\n## ")[0], tmp_path) > 15
 
 
-@pytest.mark.parametrize(("page", "count"), [("http", 15), ("grpcurl", 30)])
-def test_pages_for_those_without_an_sdk_go_as_they_say(tmp_path: Path, page: str, count: int) -> None:
+@pytest.mark.parametrize(("page", "count"), [("http", 15), ("grpcurl", 30), ("python-client", 4)])
+def test_pages_go_as_they_say(tmp_path: Path, page: str, count: int) -> None:
     def fails(command: str) -> bool:
         # Among the calls that no pipe follows these show errors.
         return command.startswith("call RunService/GetRun ") and "|" not in command
