@@ -46,20 +46,25 @@ class Source:
 
 
 def read_sources(names: Iterable[str]) -> list[Source]:
-    """The files that the names stand for: files, folders (all *.yaml, *.yml and *.json below, sorted), `-` for
-    standard input. CliError when there is none or one cannot be read."""
+    """The files that the names stand for: files, folders (all *.yaml, *.yml and *.json below, sorted, but the
+    hidden ones), `-` for standard input. CliError when there is none or one cannot be read."""
     sources: list[Source] = []
     for name in names:
         if name == "-":
             sources.append(_read("standard input", sys.stdin.buffer))
         elif (path := Path(name)).is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix in _SUFFIXES and each.is_file())
+            found = sorted(each for each in path.rglob("*") if _is_meant(each.relative_to(path)) and each.is_file())
             if not found:
                 raise CliError(f"no *.yaml, *.yml or *.json in the folder {name}")
             sources += map(_open, found)
         else:
             sources.append(_open(path))
     return sources
+
+
+def _is_meant(path: Path) -> bool:
+    """Whether a file of a folder may hold manifests. What is hidden belongs to programs: .venv, .github."""
+    return path.suffix in _SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def decoded(data: bytes) -> str:

@@ -5,8 +5,8 @@ counted before it is expanded.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -19,8 +19,14 @@ from conveyor.cli.nodes import Fault, Node, Scalar, child, shortened, stands_twi
 MAX_DEPTH = 100
 # What aliases may add to a file: enough for any that a person writes, and little memory.
 MAX_EXPANSION = 100_000
+# Of how many documents that are not YAML it is told.
+MAX_BROKEN = 20
 LONE_SURROGATE = "the text is not valid Unicode (a lone surrogate)"
 
+_MARK = "\ufeff"
+_MARK_BEFORE = re.compile(r"^\ufeff(?=---)", re.MULTILINE)
+_MARK_BEHIND = re.compile(r"(^---[ \t]*\r?\n)\ufeff", re.MULTILINE)
+_DOCUMENT = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _TAG = "tag:yaml.org,2002:"
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
@@ -33,18 +39,64 @@ _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 def read_yaml(text: str) -> Iterator[Node]:
-    """The documents of a text, the empty ones left out. Raises Fault."""
-    composer = _Composer(text)
+    """The documents of a text, the empty ones left out.
+
+    One that has not the form of YAML is a node that says so, and what follows is read from the next `---` on.
+    """
+    if _MARK in text:
+        # Files that were put together; the mark at the beginning of the first is gone already.
+        text = _MARK_BEHIND.sub(r"\1", _MARK_BEFORE.sub("", text))
+    start = 0
+    for _ in range(MAX_BROKEN):
+        # Lines are counted from the beginning of the file.
+        part = "\n" * text.count("\n", 0, start) + text[start:]
+        broken = yield from _read(part)
+        following = _DOCUMENT.search(text, max(_offset(text, broken.resume), start + 1)) if broken else None
+        if following is None:
+            return
+        start = following.start()
+    raise Fault(0, "", f"more than {MAX_BROKEN} documents are not YAML")
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    resume: int
+    """The first line that may begin another document, counted from 0."""
+
+
+def _read(text: str) -> Generator[Node, None, _Broken | None]:
+    """The documents up to one that is broken."""
     try:
-        yield from composer.documents()
+        yield from _Composer(text).documents()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise Fault(mark.line + 1 if mark else 0, "", _explain(error)) from None
+        yield Node(None, mark.line + 1 if mark else 0, wrong=_explain(error))
+        # At the beginning of a line, it may be the marker itself that came too early.
+        return _Broken(mark.line + bool(mark.column)) if mark else None
     except ReaderError as error:
-        line = text.count("\n", 0, int(error.position)) + 1
-        raise Fault(line, "", f"the character U+{int(error.character):04X} is not allowed in YAML") from None
+        # The reader looks at all characters first.
+        line = text.count("\n", 0, int(error.position))
+        before = [match.start() for match in _DOCUMENT.finditer(text, 0, int(error.position))]
+        if before:
+            yield from read_yaml(text[: before[-1]])
+        yield Node(None, line + 1, wrong=f"the character U+{int(error.character):04X} is not allowed in YAML")
+        return _Broken(line + 1)
     except YAMLError as error:
-        raise Fault(0, "", str(error)) from None
+        yield Node(None, 0, wrong=str(error))
+    except Fault as fault:
+        yield Node(None, fault.line, wrong=str(fault))
+        return _Broken(fault.line)
+    return None
+
+
+def _offset(text: str, line: int) -> int:
+    """Where a line begins."""
+    at = 0
+    for _ in range(line):
+        at = text.find("\n", at) + 1
+        if not at:
+            return len(text)
+    return at
 
 
 def is_plain_text(text: str) -> bool:
