@@ -1,16 +1,20 @@
 """The hunt for deliberate bugs: rounds with one of them in the servers, until the checks find it.
 
-python -m tests.faults.hunt [BUG …] [--seeds N]
+python -m tests.faults.hunt [BUG …] [--seeds N] [--jobs N]
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +54,15 @@ def _listed(noticed: Counter[int]) -> str:
     return ", ".join(f"{times} of {number}" for number, times in sorted(noticed.items())) or "nothing"
 
 
+def _settings(plant: Plant, seed: int, seconds: float) -> Settings:
+    layout = Layout(plant.store, plant.servers, plant=plant.name, server_arguments=plant.arguments)
+    return Settings(seed, layout, seconds, plant.faults, plant.timed, resources=plant.resources, rate=plant.rate)
+
+
+def _innocent(settings: Settings) -> Settings:
+    return replace(settings, layout=replace(settings.layout, plant=""))
+
+
 class Hunter:
     """Hunts deliberate bugs, in rounds of so many seconds below a directory."""
 
@@ -62,25 +75,14 @@ class Hunter:
         """Play up to so many rounds with the bug, and the one that finds it without."""
         noticed: Counter[int] = Counter()
         for seed in range(1, seeds + 1):
-            settings = self._settings(plant, seed)
+            settings = _settings(plant, seed, self._seconds)
             noticed = self._play(replace(settings, patience=_PATIENCE))
             if plant.invariants & noticed.keys():
                 return Hunt(plant, seed, noticed, self._control(settings))
         return Hunt(plant, seeds, noticed, Counter())
 
-    def _settings(self, plant: Plant, seed: int) -> Settings:
-        layout = Layout(plant.store, plant.servers, plant=plant.name, server_arguments=plant.arguments)
-        return Settings(
-            seed,
-            layout,
-            self._seconds,
-            plant.faults,
-            timed=plant.timed,
-            resources=plant.resources,
-        )
-
     def _control(self, settings: Settings) -> Counter[int]:
-        innocent = replace(settings, layout=replace(settings.layout, plant=""))
+        innocent = _innocent(settings)
         if innocent not in self._controls:
             self._controls[innocent] = self._play(innocent)
         return self._controls[innocent]
@@ -95,20 +97,38 @@ class Hunter:
         return Counter(violation.invariant for violation in outcome.violations)
 
 
+def _alike(names: Sequence[str]) -> list[list[str]]:
+    """Those together whose rounds without them are the same ones."""
+    groups: dict[Settings, list[str]] = defaultdict(list)
+    for name in names:
+        groups[_innocent(_settings(PLANTED[name], 1, 0))].append(name)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _hunt(names: list[str], seeds: int, directory: Path) -> int:
+    """Hunt these, and say what became of it; returns how many were not found."""
+    logging.getLogger("conveyor.sdk").setLevel(logging.ERROR)
+    hunter = Hunter(directory)
+    missed = 0
+    for name in names:
+        result = hunter.hunt(PLANTED[name], seeds)
+        print(result, flush=True)
+        missed += not result.found
+    return missed
+
+
 def main() -> int:
     """Hunt those that are named, or all; 1 when one was not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.hunt", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*PLANTED, []], metavar="BUG")
     parser.add_argument("--seeds", type=int, default=8, metavar="N", help="rounds for each at most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="rounds at the same time")
     given = parser.parse_args()
-    logging.getLogger("conveyor.sdk").setLevel(logging.ERROR)
-    missed = 0
-    hunter = Hunter(Path(tempfile.mkdtemp(prefix="faults-")))
-    for name in given.names or PLANTED:
-        result = hunter.hunt(PLANTED[name], given.seeds)
-        print(result, flush=True)
-        missed += not result.found
-    return 1 if missed else 0
+    directory = Path(tempfile.mkdtemp(prefix="faults-"))
+    # A round waits more than it works, and each has an event loop of its own.
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        hunts = [pool.submit(_hunt, names, given.seeds, directory) for names in _alike(given.names or [*PLANTED])]
+        return 1 if sum(hunt.result() for hunt in hunts) else 0
 
 
 if __name__ == "__main__":

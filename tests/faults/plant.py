@@ -30,6 +30,8 @@ class Plant:
     """Whether all that JetStream drivers do has a timeout, which would hide it."""
     resources: int
     """How many resources runs are of: the fewer, the more runs wait for each other."""
+    rate: float
+    """What clients do, in calls per second: the more, the more is under way whenever a fault strikes."""
 
 
 PLANTED: dict[str, Plant] = {}
@@ -44,6 +46,7 @@ def plant(
     arguments: tuple[str, ...] = (),
     timed: bool = True,
     resources: int = 4,
+    rate: float = 15.0,
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """List a patch under its name."""
 
@@ -51,7 +54,7 @@ def plant(
         name = patch.__name__.replace("_", "-")
         notices = frozenset(invariants)
         PLANTED[name] = Plant(
-            name, breaks, notices, patch, store, servers, faults, arguments, timed=timed, resources=resources
+            name, breaks, notices, patch, store, servers, faults, arguments, timed, resources=resources, rate=rate
         )
         return patch
 

@@ -41,7 +41,7 @@ def duplicate_counts() -> None:
     on_event(ResultReceived, again)
 
 
-@plant("a late result changes a run that has ended", 5, faults=("freeze-",))
+@plant("a late result changes a run that has ended", 5, faults=("freeze-",), rate=30)
 def ends_change() -> None:
     def late(state: RunState, event: ResultReceived, now: int, jitter: float) -> Decision:
         index = state.plan.index.get(event.step, -1)
@@ -122,7 +122,7 @@ def cancel_does_nothing() -> None:
     on_event(CancelRequested, deaf)
 
 
-@plant("the steps of a lost worker are not given to another", 3, 6, faults=("kill-grpc-driver",))
+@plant("the steps of a lost worker are not given to another", 3, 6, faults=("kill-grpc-driver",), rate=30)
 def lost_worker_keeps_its_steps() -> None:
     def deaf(state: RunState, event: WorkerLost, now: int, jitter: float) -> Decision:
         return Decision(state)

@@ -64,7 +64,7 @@ def inbox_ack_before_commit() -> None:
 # Commits
 
 
-@plant("a commit of which nobody knows is taken for stored", 1, 3, 4, 6, store="etcd", faults=("kill-etcd",))
+@plant("a commit of which nobody knows is taken for stored", 1, 3, 4, 6, store="etcd", faults=("half-open-store",))
 def uncertain_is_stored() -> None:
     async def trusting(self: Engine, run: runs.StoredRun, decision: Decision, *, patient: bool) -> runs.StoredRun:
         return run.moved(decision.state, run.revision)

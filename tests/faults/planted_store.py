@@ -30,7 +30,13 @@ def request_ids_forgotten() -> None:
     put(requests.Requests, "slip", none)
 
 
-@plant("a store that is away is taken for one without the run", 8, store="etcd", faults=("kill-etcd", "freeze-etcd"))
+@plant(
+    "a store that is away is taken for one without the run",
+    8,
+    store="etcd",
+    faults=("kill-etcd", "freeze-etcd"),
+    rate=30,
+)
 def away_is_not_found() -> None:
     head, load = runs.Runs.head, runs.Runs.load
 
@@ -142,7 +148,7 @@ def watchers_stay() -> None:
     put(hub.Hub, "_subscribed", leaking)
 
 
-@plant("log lines are acked before they are stored", 7)
+@plant("log lines are acked before they are stored", 7, rate=30)
 def log_ack_before_store() -> None:
     append = LogStore.append
 

@@ -54,6 +54,8 @@ class Settings:
     """Whether all that JetStream drivers do has a timeout; needless as long as neither they nor the broker die."""
     resources: int = 4
     """How many resources runs are of."""
+    rate: float = 15.0
+    """What clients do, in calls per second."""
     patience: float = 90.0
     """Seconds within which every run has ended once faults end: the grace of a run that timed out alone is 30 s."""
 
@@ -82,7 +84,7 @@ def play(settings: Settings, directory: Path) -> Outcome:
 async def _play(settings: Settings, directory: Path, events: Path, strikes: Counter[tuple[str, str]]) -> History:
     recorder = Recorder(events / "harness.jsonl", "harness")
     rng = Random(f"{settings.seed}/workload")
-    planned = plan(rng, _timed(settings), settings.seconds, resources=settings.resources)
+    planned = plan(rng, _timed(settings), settings.seconds, rate=settings.rate, resources=settings.resources)
     async with Cluster(directory, settings.layout) as cluster:
         fresh = await asyncio.to_thread(usage, cluster.servers[0])
         workload = Workload(planned, cluster.addresses, recorder)
