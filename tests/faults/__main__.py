@@ -15,6 +15,7 @@ from tests.faults.cluster import Layout
 from tests.faults.fault import faults
 from tests.faults.report import failure, summary
 from tests.faults.round import Settings, play
+from tests.faults.store import QUOTA
 from tests.faults.tally import Tally
 
 
@@ -45,11 +46,19 @@ def main() -> int:
 
 def _rounds(given: argparse.Namespace) -> Iterator[Settings]:
     names = tuple(filter(None, given.faults.split(",")))
-    clock = any(fault.component == "clock" for fault in faults(names).values())
+    wanted = faults(names)
+    components = {fault.component for fault in wanted.values()}
     for seed in range(given.seed, given.seed + given.seeds):
         for store in ("sqlite", "etcd") if given.store == "both" else (given.store,):
             servers = given.servers or 1 + seed % 3
-            layout = Layout(store, servers if store == "etcd" else 1, plant=given.plant, stepping_clock=clock)
+            layout = Layout(
+                store,
+                servers if store == "etcd" else 1,
+                plant=given.plant,
+                stepping_clock="clock" in components,
+                small_disks="disk" in components,
+                etcd_arguments=QUOTA if "quota-etcd" in wanted else (),
+            )
             yield Settings(seed, layout, given.seconds, names)
 
 

@@ -16,6 +16,7 @@ from typing import Self
 from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer, ServerFailed
+from tests.support.small_disk import small_disk
 from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,9 @@ LEASE_TTL = 2.0
 """Seconds after which a silent replica is dead; the least that the server takes."""
 
 _TRIES = 5
+
+_DISK_MEBIBYTES = 64
+"""More than a round of minutes stores."""
 
 _DRAIN = 5.0
 """Seconds for a driver to end what it is at."""
@@ -117,6 +121,8 @@ class Layout:
     """The deliberate bug that the servers have; see planted.py."""
     stepping_clock: bool = False
     """Whether a fault may step the servers' clock."""
+    small_disks: bool = False
+    """Whether SQLite and the broker have a small disk each, where that can be had."""
     server_arguments: tuple[str, ...] = ()
     etcd_arguments: tuple[str, ...] = ()
 
@@ -231,6 +237,8 @@ class Cluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.clock is not None:
             self.clock.write_text("0")
+        if self.layout.small_disks:
+            self._mount(self.nats.store)
         await asyncio.to_thread(self.nats.start)
         await self._open("broker", f"127.0.0.1:{self.nats.port}")
         if self.store == "etcd":
@@ -251,11 +259,18 @@ class Cluster:
             environment=environment,
             program=self._program(),
         )
+        if self.layout.small_disks and self.etcd is None:
+            self._mount(server.directory / "data")
         await asyncio.to_thread(server.start)
         self.servers.append(server)
         self.environments.append(environment)
         await self._open(f"drivers-{number}", server.address)
         await self._open(f"clients-{number}", server.address)
+
+    def _mount(self, place: Path) -> None:
+        # Without one the faults that need it are unfit.
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            self._opened.enter_context(small_disk(place, _DISK_MEBIBYTES))
 
     async def _open(self, name: str, target: str) -> None:
         self.proxies[name] = await self._opened.enter_async_context(TcpProxy(target))

@@ -14,6 +14,9 @@ from tests.support.etcd import etcdctl
 
 _JUNK = "/junk/"
 
+QUOTA = ("--quota-backend-bytes", str(48 << 20))
+"""More than a round stores, and soon filled."""
+
 
 def control(cluster: Cluster, *arguments: str, stdin: bytes = b"") -> str:
     """What etcdctl says. Raises CalledProcessError, with what it complained of."""
@@ -79,4 +82,29 @@ class CompactUnderStopped:
         return f"compacted up to {revision} under server-{number}"
 
 
-FAULTS = [CompactUnderStopped]
+class ReachQuota:
+    """Somebody fills etcd up to its quota, and makes room again after a while."""
+
+    name = "quota-etcd"
+    component = "etcd"
+
+    def unfit(self, cluster: Cluster) -> str:
+        """See Fault."""
+        if cluster.etcd is None:
+            return "no etcd"
+        return "" if set(QUOTA) <= set(cluster.layout.etcd_arguments) else "the quota is too high to be reached"
+
+    async def strike(self, cluster: Cluster, rng: Random) -> str:
+        """See Fault."""
+        assert cluster.etcd is not None
+        seconds = rng.choice([0.3, 1, 3])
+        async with cluster.held(cluster.etcd):
+            try:
+                mebibytes = await asyncio.to_thread(fill, cluster)
+                await asyncio.sleep(seconds)
+            finally:
+                await asyncio.to_thread(clear, cluster)
+        return f"{mebibytes} MiB were left, and none for {seconds} s"
+
+
+FAULTS = [CompactUnderStopped, ReachQuota]

@@ -11,11 +11,12 @@ import pytest
 
 from conveyor.sdk import ResourceExhausted
 from conveyor.v1.run_pb2 import Run
-from tests.faults import disk, store
+from tests.faults import store
 from tests.faults.clock import HOUR, set_clock
 from tests.faults.cluster import Cluster, Layout
 from tests.support.behaviour import Hold, ok
 from tests.support.belt import Belt, Site, state, states, step
+from tests.support.small_disk import clear, fill, is_full, small_disk
 from tests.support.wait import until
 
 
@@ -27,13 +28,15 @@ def _belt(cluster: Cluster, directory: Path) -> Belt:
 def _small_disk(place: Path, mebibytes: int) -> Iterator[Path]:
     with ExitStack() as mounted:
         try:
-            mounted.enter_context(disk.small_disk(place, mebibytes))
+            mounted.enter_context(small_disk(place, mebibytes))
         except (PermissionError, FileNotFoundError) as error:
             pytest.skip(f"NO FULL DISK TESTED: no file system of its own can be mounted: {error}")
         yield place
 
 
-async def _without_room(cluster: Cluster, directory: Path, fill: Callable[[], int], clear: Callable[[], None]) -> None:
+async def _without_room(
+    cluster: Cluster, directory: Path, fill_up: Callable[[], int], make_room: Callable[[], None]
+) -> None:
     """A run is under way when the store becomes full, and its worker answers while it is."""
     async with _belt(cluster, directory) as belt:
         held = Hold()
@@ -44,7 +47,7 @@ async def _without_room(cluster: Cluster, directory: Path, fill: Callable[[], in
         await held.started.wait()
         process, log = cluster.servers[0].pid, cluster.servers[0].log
 
-        assert await asyncio.to_thread(fill) > 0
+        assert await asyncio.to_thread(fill_up) > 0
         with pytest.raises(ResourceExhausted):
             await belt.start(resource="during")
         held.released.set()
@@ -53,7 +56,7 @@ async def _without_room(cluster: Cluster, directory: Path, fill: Callable[[], in
         assert states(found) == {"a": "RUNNING", "b": "PENDING"}
         assert [each.id async for each in belt.client.runs.list()] == [run.id]
 
-        await asyncio.to_thread(clear)
+        await asyncio.to_thread(make_room)
         ended = await belt.ended(run)
         assert state(ended) == "SUCCEEDED"
         assert [len(each.attempts) for each in ended.steps] == [1, 1]
@@ -81,7 +84,7 @@ async def test_etcd_at_its_quota_refuses_writes_and_goes_on_without_a_restart(tm
 async def test_a_full_disk_refuses_writes_and_goes_on_without_a_restart(tmp_path: Path) -> None:
     with _small_disk(tmp_path / "cluster" / "server-0" / "data", 24) as place:
         async with Cluster(tmp_path / "cluster", Layout("sqlite")) as cluster:
-            await _without_room(cluster, tmp_path, lambda: disk.fill(place), lambda: disk.clear(place))
+            await _without_room(cluster, tmp_path, lambda: fill(place), lambda: clear(place))
 
 
 async def test_a_full_disk_of_the_broker_stops_only_those_who_need_it(tmp_path: Path) -> None:
@@ -98,8 +101,8 @@ async def test_a_full_disk_of_the_broker_stops_only_those_who_need_it(tmp_path: 
             await until(lambda: direct.started.is_set() and over_broker.started.is_set(), "both to be at work")
             process = cluster.servers[0].pid
 
-            await asyncio.to_thread(disk.fill, place)
-            assert disk.is_full(place)
+            await asyncio.to_thread(fill, place)
+            assert is_full(place)
             # Its result waits some seconds for these lines to be stored, and then goes on without.
             for _ in range(20):
                 direct.jobs[0].log("x" * 1000)
@@ -111,7 +114,7 @@ async def test_a_full_disk_of_the_broker_stops_only_those_who_need_it(tmp_path: 
             assert state(await belt.client.runs.get(during.id)) == "RUNNING"
 
             # A nats-server that failed to write goes on only after a restart.
-            disk.clear(place)
+            clear(place)
             await cluster.kill(cluster.nats)
             await cluster.restart(cluster.nats)
             for run in (waits, during):
