@@ -13,35 +13,60 @@ from pathlib import Path
 
 from tests.faults.cluster import Layout
 from tests.faults.fault import faults
+from tests.faults.interrupt import Interruption, clean_up
 from tests.faults.report import failure, summary
 from tests.faults.round import Settings, play
 from tests.faults.store import QUOTA
 from tests.faults.tally import Tally
 
+INTERRUPTED = 130
+"""The exit code after SIGINT or SIGTERM."""
+
 
 def main() -> int:
-    """Play the rounds; 1 when an invariant was violated."""
+    """Play the rounds; 1 when an invariant was violated or a round broke off."""
     given = _arguments()
     logging.getLogger("conveyor.sdk").setLevel(logging.ERROR)
+    interruption = Interruption()
+    interruption.listen()
+    place = Path(tempfile.mkdtemp(prefix="faults-", dir=given.keep))
     bad = 0
-    for settings in _rounds(given):
-        directory = Path(tempfile.mkdtemp(prefix="faults-", dir=given.keep)) / "round"
-        try:
-            outcome = play(settings, directory)
-        except Exception:  # noqa: BLE001 (the next round may go well)
-            bad += 1
-            print(f"seed {settings.seed} on {settings.layout.store} broke off: {directory}", flush=True)
-            traceback.print_exc()
-            continue
-        print(summary(outcome), flush=True)
-        if given.tally is not None:
-            Tally(given.tally).add(outcome)
-        if outcome.violations:
-            bad += 1
-            print(failure(outcome), f"all of it: {directory}", sep="\n", flush=True)
-        elif given.keep is None:
-            shutil.rmtree(directory.parent)
+    try:
+        for number, settings in enumerate(_rounds(given)):
+            directory = place / f"round-{number}"
+            holds = _holds(settings, directory, given.tally, interruption)
+            bad += not holds
+            if holds and given.keep is None:
+                shutil.rmtree(directory)
+    except BaseException:
+        # However a round ends that is taken down: with KeyboardInterrupt, or with what that led to.
+        if not interruption.asked:
+            raise
+        clean_up(place)
+        print("interrupted", flush=True)
+    if given.keep is None and (interruption.asked or not bad):
+        shutil.rmtree(place)
+    if interruption.asked:
+        return INTERRUPTED
     return 1 if bad else 0
+
+
+def _holds(settings: Settings, directory: Path, tally: Path | None, interruption: Interruption) -> bool:
+    """Play a round and tell of it; whether nothing was violated."""
+    try:
+        outcome = play(settings, directory)
+    except Exception:
+        if interruption.asked:
+            raise
+        print(f"seed {settings.seed} on {settings.layout.store} broke off: {directory}", flush=True)
+        traceback.print_exc()
+        return False
+    print(summary(outcome), flush=True)
+    if tally is not None:
+        Tally(tally).add(outcome)
+    if outcome.violations:
+        print(failure(outcome), f"all of it: {directory}", sep="\n", flush=True)
+    return not outcome.violations
 
 
 def _rounds(given: argparse.Namespace) -> Iterator[Settings]:
