@@ -66,8 +66,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 self._streaming(method, handler.unary_stream), _tolerant(parse), serialize
             )
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._call(method, handler.stream_unary), parse, serialize)
-        return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), parse, serialize)
+            return grpc.stream_unary_rpc_method_handler(
+                self._call(method, handler.stream_unary), _refusing(parse), serialize
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._streaming(method, handler.stream_stream), _refusing(parse), serialize
+        )
 
     def _streaming(self, method: str, call: Any) -> Any:
         # A handler of a streaming response may be a generator, or a coroutine that writes to the context.
@@ -140,11 +144,24 @@ async def _abort(context: Context, failure: errors.DomainError) -> Never:
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     """A parser that returns the error for what it cannot read; gRPC itself would answer without a reason."""
+    refusing = _refusing(parse)
 
     def parse_or_refuse(data: bytes) -> Any:
         try:
-            return parse(data)
-        except DecodeError:
-            return errors.InvalidRequest("the request cannot be read: it is malformed, or nested too deeply")
+            return refusing(data)
+        except errors.InvalidRequest as error:
+            return error
 
     return parse_or_refuse
+
+
+def _refusing(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A parser that raises the error for what it cannot read, which a handler gets that reads a client's stream."""
+
+    def parse_or_raise(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            raise errors.InvalidRequest("the request cannot be read: it is malformed, or nested too deeply") from None
+
+    return parse_or_raise
