@@ -1,6 +1,5 @@
 """What applying files would change, as text for people and for `patch`."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -8,6 +7,7 @@ from typing import cast
 from conveyor.cli.decode import SET_BY_SERVER
 from conveyor.cli.dry_run import DryRun, Unchecked
 from conveyor.cli.encode import encode_object
+from conveyor.cli.line_diff import unified_diff
 from conveyor.cli.manifest import Manifest, Object
 from conveyor.cli.objects import Clients, fetch
 from conveyor.cli.refs import Ref
@@ -37,12 +37,11 @@ class Change:
 
     def lines(self) -> Iterator[str]:
         """The lines of a unified diff of what the user wrote; none when nothing would change."""
-        return difflib.unified_diff(
+        return unified_diff(
             _written(self.stored),
             _written(self.wanted),
             _NOTHING if self.stored is None else f"{self.ref.label} (stored)",
             _NOTHING if self.wanted is None else f"{self.ref.label} ({self.source})",
-            lineterm="",
         )
 
 

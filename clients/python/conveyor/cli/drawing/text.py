@@ -1,6 +1,6 @@
 """Draws a pipeline as lines: a layer below the other, the steps of a layer in a bracket."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from conveyor.cli.drawing.layers import Plan
 from conveyor.cli.drawing.notes import doing, notes
@@ -17,11 +17,12 @@ def draw_text(plan: Plan, columns: int = 0) -> str:
     finals = plan.pipeline.finally_steps
     names = [str(index + 1) for index in range(len(plan.layers))] + ["finally"] * bool(finals)
     size = max(map(len, names), default=0)
+    whole = {frozenset(step.id for step in layer): name for name, layer in zip(names, plan.layers, strict=False)}
     rows: list[tuple[str, ...]] = []
     for name, layer in zip(names, [*plan.layers, finals] if finals else plan.layers, strict=True):
         for index, step in enumerate(layer):
             bracket = f"{name if not index else '':>{size}} {_bracket(index, len(layer))} {one_line(step.id)}"
-            rows.append((bracket, doing(step), _needs(plan, step), ", ".join(notes(step))))
+            rows.append((bracket, doing(step), _needs(plan, step, whole), ", ".join(notes(step))))
     return "\n".join([_head(plan), "", *_aligned(rows, columns)])
 
 
@@ -42,16 +43,13 @@ def _bracket(index: int, size: int) -> str:
     return "┬─" if not index else "└─" if index == size - 1 else "├─"
 
 
-def _needs(plan: Plan, step: Step) -> str:
+def _needs(plan: Plan, step: Step, whole: Mapping[frozenset[str], str]) -> str:
     """What a step waits for. In a list, and of finally steps, that is plain."""
     needs = plan.needs.get(step.id, [])
     if plan.is_list or not needs:
         return ""
-    if len(needs) > _FEW:
-        for index, layer in enumerate(plan.layers):
-            if {each.id for each in layer} == set(needs):
-                return f"← all of {index + 1}"
-    return f"← {', '.join(needs)}"
+    layer = whole.get(frozenset(needs)) if len(needs) > _FEW else None
+    return f"← all of {layer}" if layer else f"← {', '.join(needs)}"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], columns: int) -> Iterator[str]:
