@@ -53,13 +53,16 @@ class Sweep:
     async def once(self) -> None:
         """Look at every unfinished run. Raises the store's errors."""
         engine = self._engine
-        waiting = engine.pool.waiting_runs()
+        waiting, timed = engine.pool.waiting_runs(), engine.timers.runs()
         # Filled anew from what is stored: what was known of workers that are away may have ended elsewhere.
         engine.unattached.clear()
         active = await engine.runs.active()
         for _, run in waiting.difference(active):
             for index in list(engine.pool.waiting_steps(run)):
                 engine.leave_row(run, index)
+        for key in timed.difference(active):
+            # Its end was elsewhere, and the news of it is lost.
+            engine.timers.forget(key)
         looked_at = 0
         async for key, found in engine.take_in_hand(active):
             await self._look(key, found)

@@ -37,6 +37,10 @@ class Timers:
     def __len__(self) -> int:
         return len(self._bucket_of)
 
+    def runs(self) -> set[RunKey]:
+        """Those that are going to be ticked."""
+        return {*self._bucket_of}
+
     def set(self, key: RunKey, time: int) -> None:
         """Have the run ticked at `time` (microseconds) or soon after, unless it is due earlier anyway or has ended."""
         if key in self._over:

@@ -188,6 +188,18 @@ async def test_steps_of_runs_that_are_gone_leave_their_rows(replica: Replica) ->
     assert replica.engine.pool.waiting("default", "a") == 0
 
 
+async def test_timers_of_runs_that_are_gone_are_forgotten(replica: Replica) -> None:
+    run = await store_run(replica, step("a"))
+    going_on = await store_run(replica, step("a"))
+    for each in (run, going_on):
+        replica.engine.resume(each)
+    prefix = keys.run_prefix("default", run.head.id)
+    gone = [prefix + "head", prefix + "steps/a", keys.active("default", run.head.id)]
+    await replica.store.commit((), (), gone)
+    await replica.sweep.once()
+    assert replica.engine.timers.runs() == {("default", going_on.head.id)}
+
+
 async def test_a_sweep_disturbs_nothing_that_is_in_order(replica: Replica, workers: Connect) -> None:
     a = await workers(replica, "a", mute)
     run = await replica.launch(step("a"), step("b"))
