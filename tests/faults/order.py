@@ -100,6 +100,8 @@ class _Case:
         """Its state is the one that its rule wants."""
         state, reason = self.ended[step.name], _reason(self.stored[step.name])
         if self.stored[step.name].inherited:
+            if state != "SUCCEEDED":
+                yield f"{step.name} was taken over from another run, where it was {state}"
             return
         runs = self.model.runs(step.name, self.ended)
         if state == "SKIPPED" and reason in _JUDGED and runs:

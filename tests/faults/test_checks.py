@@ -139,6 +139,13 @@ def _not_cleaned_up(history: History) -> None:
     run.steps.add(step="f", state=_SKIPPED, reason=StepReason.STEP_REASON_RUN_CANCELLED, finally_step=True)
 
 
+def _inherited_failure(history: History) -> None:
+    run = history.runs["r"]
+    run.steps[0].inherited, run.steps[0].state = True, _FAILED
+    run.pipeline_snapshot.steps[0].allow_failure = True
+    _event(history, "began", 1)["inputs"] = {"a": "FAILED"}
+
+
 def _wrong_end(history: History) -> None:
     history.runs["r"].state = RunState.RUN_STATE_FAILED
 
@@ -296,6 +303,7 @@ def _descriptors(history: History) -> None:
         (3, _rule_does_not_hold),
         (3, _skipped_without_reason),
         (3, _not_cleaned_up),
+        (3, _inherited_failure),
         (3, _wrong_end),
         (3, _cancelled_by_nobody),
         (3, _started_after_cancel),
