@@ -185,6 +185,16 @@ def test_prune_wants_to_know_what_belongs_to_the_files(cli: Conveyor, folder: Pa
     assert cli("list", "pipelines", "-o", "name").out == ""
 
 
+def test_prune_leaves_what_the_files_need(cli: Conveyor, folder: Path) -> None:
+    assert cli("apply", "-f", str(folder)).code == 0
+    (folder / "shop.yaml").write_text(SHOP.split("---\n")[0])
+    stays = [f"{it} is in none of the files, but stays: " for it in ("pipeline/release", "definition/part")]
+    for command in (("diff", "-f"), ("apply", "--dry-run", "-f"), ("apply", "-f")):
+        done = cli(*command, str(folder), *PRUNE)
+        assert (done.code, "pruned" in done.out) == (0, False)
+        assert done.err.splitlines() == [f"{it}{folder}/shop.yaml:1: resource/part/shop needs it" for it in stays]
+
+
 def test_files_by_a_pattern_of_the_shell(cli: Conveyor, folder: Path) -> None:
     (folder / "more.yaml").write_text("kind: Pipeline\nname: more\nsteps: [{id: a, driver: b}]\n")
     files = (str(folder / "more.yaml"), str(folder / "shop.yaml"))

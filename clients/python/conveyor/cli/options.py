@@ -93,7 +93,9 @@ class CommonCommand(click.Command):
         own = [
             record
             for each in self.get_params(context)
-            if each.name not in common and (record := each.get_help_record(context))
+            if each.name not in common
+            and not isinstance(each, click.Argument)
+            and (record := each.get_help_record(context))
         ]
         rest = [
             record

@@ -1,13 +1,16 @@
 """Finds what files held once and hold no longer, by the labels that all of their objects have."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from conveyor.cli.failures import CliError
-from conveyor.cli.kinds import KINDS, Kind
+from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, Kind
 from conveyor.cli.manifest import Manifest, Object
 from conveyor.cli.objects import Clients, labelled
+from conveyor.cli.options import settings
 from conveyor.cli.refs import Ref
+from conveyor.cli.terminal import note
+from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 
 
@@ -44,15 +47,34 @@ async def leftovers(
 ) -> list[Leftover]:
     """What may be deleted, in the order in which it can be: resources, pipelines, definitions.
 
-    Only namespaces that a file names an object in, or that -n names, are looked at.
+    Only namespaces that a file names an object in, or that -n names, are looked at. What an object of the files needs
+    is not among it, wherever that is kept.
     """
+    manifests = list(manifests)
     held = {(clients.full(manifest.object.namespace), manifest.ref) for manifest in manifests}
+    needed = {
+        (clients.full(manifest.object.namespace), ref): manifest for manifest in manifests for ref in _needs(manifest)
+    }
     namespaces = {each for each, _ in held} | ({namespace} if namespace else set())
     found: list[Leftover] = []
     for kind in reversed([kind for kind in KINDS if kind.applied]):
         for each in sorted(namespaces):
             async for thing in labelled(await clients.of(each), kind, labels):
                 leftover = Leftover(kind, thing)
-                if (each, leftover.ref) not in held:
+                key = (each, leftover.ref)
+                if key in held:
+                    continue
+                if key not in needed:
                     found.append(leftover)
+                elif not settings().quiet:
+                    note(f"{leftover} is in none of the files, but stays: {needed[key]} needs it")
     return found
+
+
+def _needs(manifest: Manifest) -> Iterator[Ref]:
+    """The objects that an object names."""
+    thing = manifest.object
+    if not isinstance(thing, ResourceDefinition):
+        yield Ref(DEFINITION, thing.definition)
+    if isinstance(thing, Resource):
+        yield Ref(PIPELINE, thing.pipeline)

@@ -13,7 +13,11 @@ from conveyor.cli.sources import read_sources
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 RECURSIVE = click.option(
-    "-R", "--recursive", is_flag=True, expose_value=False, help="Taken for habit's sake: folders are always read whole."
+    "-R",
+    "--recursive",
+    is_flag=True,
+    expose_value=False,
+    help="Changes nothing: folders are read with all below them.",
 )
 
 
