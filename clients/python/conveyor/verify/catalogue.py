@@ -17,6 +17,8 @@ class Check:
     name: str
     run: Callable[[Rig[Any]], Awaitable[str]]
     prepare: Callable[[Any], None] | None = None
+    coming: str = "the driver to come"
+    """What is expected of its start."""
 
 
 def _as_usual(site: Site) -> None:
@@ -38,7 +40,12 @@ _GRPC = (
     Check("unknown-message", grpc_checks.unknown_message),
     Check("reattaches", grpc_checks.reattaches),
     Check("once", grpc_checks.once),
-    Check("slow-server", grpc_checks.slow_server, grpc_checks.welcome_late),
+    Check(
+        "slow-server",
+        grpc_checks.slow_server,
+        grpc_checks.welcome_late,
+        coming=f"the driver to wait for a Welcome that comes after {grpc_checks.SLOW_S:g} s",
+    ),
     Check("drains", grpc_checks.drains),
 )
 NAMES = tuple(check.name for check in _GRPC)

@@ -9,6 +9,7 @@ from conveyor.verify.site import Site
 
 LONG_S = 600.0
 """An attempt that does not end before it is stopped."""
+TRIES = 5
 _LINE_BYTES = 256 * 1024
 _UNDERWAY_S = 5.0
 _DATA = {

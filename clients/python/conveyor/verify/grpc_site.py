@@ -20,7 +20,7 @@ from conveyor.v1.worker_service_pb2 import ReportResultsRequest, ReportResultsRe
 from conveyor.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from conveyor.verify.attempt import Answer, Attempt, Attempts, Line
 from conveyor.verify.door import Door
-from conveyor.verify.waiting import Changes
+from conveyor.verify.waiting import Changes, cancelled
 
 HEARTBEAT_S = 0.5
 SESSION_TTL_S = 15.0
@@ -52,8 +52,7 @@ class Manners:
 class Stream:
     """One Work stream: what the driver said on it."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.hello: Hello | None = None
         """What it said first; None when that was no Hello."""
         self.hellos = 0
@@ -107,7 +106,7 @@ class GrpcSite(WorkerServiceServicer):
     def ready(self) -> str:
         if self.stream is not None:
             return ""
-        return "it said no Hello" if not self.streams else "its stream ended"
+        return "no stream was opened" if not self.streams else f"none of {len(self.streams)} streams lasted"
 
     async def give(self, attempts: Sequence[Attempt]) -> None:
         self.send(WorkResponse(assignments=[self.assignment(each) for each in attempts]))
@@ -160,7 +159,7 @@ class GrpcSite(WorkerServiceServicer):
         self, request_iterator: AsyncIterator[WorkRequest], context: _Context
     ) -> AsyncIterator[WorkResponse]:
         """One stream of a driver."""
-        stream = Stream(len(self.streams) + 1)
+        stream = Stream()
         self.streams.append(stream)
         tasks = [asyncio.create_task(self._listen(stream, request_iterator)), asyncio.create_task(self._tick(stream))]
         try:
@@ -169,9 +168,7 @@ class GrpcSite(WorkerServiceServicer):
         finally:
             stream.ended = True
             self.changes.notify()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await cancelled(*tasks)
 
     async def ReportResults(  # noqa: N802 (the rpc's name)
         self, request_iterator: AsyncIterator[ReportResultsRequest], context: _Context

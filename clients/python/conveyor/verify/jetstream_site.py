@@ -12,7 +12,7 @@ from conveyor.verify.attempt import Attempt, Attempts
 from conveyor.verify.broker import Broker
 from conveyor.verify.door import Door
 from conveyor.verify.site import CannotServe
-from conveyor.verify.waiting import Changes
+from conveyor.verify.waiting import Changes, cancelled
 
 try:
     import nats.errors
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _LOOK_S = 0.05
 _CONSUMER_S = 0.2
 _ANSWER_S = 5.0
-# A look at what is there can be repeated at once: the broker may be killed before it answers.
+# What can be repeated at once is not waited for long: the broker may be killed before it answers.
 _SIGHT_S = 1.0
+_PUBLISHED_S = 30.0
 _AWAY = (nats.errors.Error, OSError, TimeoutError)
 
 
@@ -49,6 +50,7 @@ class JetStreamSite:
         self.sequences: dict[str, int] = {}
         """The sequence of each attempt's ticket, by token."""
         self._driver = driver
+        self._process = 0
         self._door = Door()
         self._client = Client()
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,7 +89,7 @@ class JetStreamSite:
             f"nats://{self._door.address}",
             error_cb=_ignore,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type] # It may be less than a second.
             allow_reconnect=True,
         )
         for name in tickets.STREAMS:
@@ -100,11 +102,8 @@ class JetStreamSite:
         ]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(*_AWAY):
-            await self._client.close()
+        await cancelled(*self._tasks)
+        await self._disconnect()
         await self._door.close()
         await self.broker.close()
 
@@ -114,12 +113,14 @@ class JetStreamSite:
             with suppress(CannotServe):
                 await self.call(f"CONSUMER.DELETE.messages.{self.name}")
         self.consumer = {}
+        # A look that is under way may still show the one that was deleted.
+        self._process += 1
 
     def ready(self) -> str:
         if not self.name:
-            return "it made no consumer on stream messages"
+            return "no consumer was made on stream messages"
         if not self.consumer.get("num_waiting") and not self.consumer.get("push_bound"):
-            return f"nobody pulls from its consumer {self.name}"
+            return f"nobody pulled from its consumer {self.name}"
         return ""
 
     async def give(self, attempts: Sequence[Attempt]) -> None:
@@ -132,8 +133,9 @@ class JetStreamSite:
         await self._client.publish(subject, json.dumps(notice).encode())
 
     async def go_away(self) -> None:
-        await self.broker.kill()
+        # In this order: nobody is let in who finds no broker.
         await self._door.shut()
+        await self.broker.kill()
 
     async def come_back(self) -> None:
         await self.broker.start()
@@ -154,15 +156,17 @@ class JetStreamSite:
         self.sequences[attempt.token] = await self.publish(tickets.encode(ticket), message_id)
 
     async def publish(self, body: bytes, message_id: str) -> int:
-        """Publish to the driver's tickets until the broker has it; its sequence."""
-        while True:
+        """Publish to the driver's tickets until the broker has it; its sequence. Raises CannotServe."""
+        subject, headers = self.subject, {"Nats-Msg-Id": message_id}
+        give_up = asyncio.get_running_loop().time() + _PUBLISHED_S
+        while asyncio.get_running_loop().time() < give_up:
             with suppress(*_AWAY):
-                headers = {"Nats-Msg-Id": message_id}
-                answer = await self._client.request(self.subject, body, timeout=_ANSWER_S, headers=headers)
+                answer = await self._client.request(subject, body, timeout=_SIGHT_S, headers=headers)
                 said = json.loads(answer.data)
                 if "seq" in said:
                     return int(said["seq"])
             await asyncio.sleep(_LOOK_S)
+        raise CannotServe(f"the broker does not take a ticket on {subject}")
 
     async def call(
         self, endpoint: str, request: Mapping[str, Any] | None = None, timeout: float = _ANSWER_S
@@ -178,6 +182,14 @@ class JetStreamSite:
             raise CannotServe(f"the broker refused {endpoint}: {said['error'].get('description')}")
         return said
 
+    async def _disconnect(self) -> None:
+        with suppress(*_AWAY):
+            await self._client.close()
+        # The client does not end a connection that it was just making.
+        writer = getattr(self._client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
     async def _forget_tickets(self) -> None:
         """Take back all tickets: what no driver has begun with by now is not begun."""
         with suppress(CannotServe):
@@ -190,12 +202,14 @@ class JetStreamSite:
         """Keep `consumer` up to date."""
         wanted = tickets.consumer(self.namespace, self._driver)
         while True:
+            process = self._process
             with suppress(CannotServe):
                 found = (await self.call("CONSUMER.LIST.messages", {"offset": 0}, _SIGHT_S)).get("consumers") or []
                 named = [each for each in found if each["name"] == wanted] if self._driver else []
-                self.consumer = (named or found or [{}])[0]
-                self.looks += 1
-                self.changes.notify()
+                if process == self._process:
+                    self.consumer = (named or found or [{}])[0]
+                    self.looks += 1
+                    self.changes.notify()
             await asyncio.sleep(_CONSUMER_S)
 
     async def _read(self, stream: str, take: Any) -> None:

@@ -115,7 +115,7 @@ class _Kit:
             slots=self._settings.slots,
             timeout=self._settings.timeout,
         )
-        await rig.until(lambda: not self._site.ready(), "the driver to come", self._site.ready)
+        await rig.until(lambda: not self._site.ready(), check.coming, self._site.ready)
         self._came = True
         return rig
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 
 class Changes:
@@ -24,3 +25,13 @@ class Changes:
         except TimeoutError:
             return bool(condition())
         return True
+
+
+async def cancelled(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks and wait for their end."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        # Once more after a while: before Python 3.12 an answer that comes at the same moment swallows it.
+        _, left = await asyncio.wait(left, timeout=1.0)
