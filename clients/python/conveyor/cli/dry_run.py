@@ -3,12 +3,14 @@
 from conveyor.cli.kinds import DEFINITION, PIPELINE
 from conveyor.cli.manifest import Manifest
 from conveyor.cli.objects import Clients, Sent, send
-from conveyor.sdk.errors import ApiError
+from conveyor.sdk.errors import ApiError, InvalidArgument
 from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.resource_pb2 import Resource
 
 # Why the server refuses an object that another one would make right.
 _ABOUT_OTHERS = frozenset({"UNKNOWN_DEFINITION", "UNKNOWN_PIPELINE", "DEFINITION_MISMATCH", "SCHEMA_VIOLATION"})
+# Which parameters there are is said by the pipeline.
+_PARAMS = "resource.params"
 
 
 class Unchecked(Exception):
@@ -45,6 +47,14 @@ class DryRun:
 def _needed(manifest: Manifest, error: ApiError) -> list[str]:
     """The objects for whose sake the server may have refused this one."""
     thing = manifest.object
-    if error.reason not in _ABOUT_OTHERS or not isinstance(thing, Resource):
+    if not isinstance(thing, Resource) or not (error.reason in _ABOUT_OTHERS or _is_about_params(error)):
         return []
     return [f"{DEFINITION.word}/{thing.definition}", f"{PIPELINE.word}/{thing.pipeline}"]
+
+
+def _is_about_params(error: ApiError) -> bool:
+    return (
+        isinstance(error, InvalidArgument)
+        and bool(error.violations)
+        and all(violation.field.startswith(_PARAMS) for violation in error.violations)
+    )

@@ -1,4 +1,4 @@
-"""`conveyor diff` on a terminal."""
+"""`conveyor diff` on a terminal, and dry runs of what needs other objects of the same files."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from conveyor.v1.pipeline_pb2 import Pipeline, Step
@@ -37,3 +38,27 @@ def test_colours_on_a_terminal_only(server: Any, start: Callable[..., Any], tmp_
         "\x1b[32m+  driver: new\x1b[0m",
     ]
     assert shown == (coloured if not no_colour else [re.sub(r"\x1b\[\d+m", "", line) for line in coloured])
+
+
+@pytest.mark.parametrize(("field", "code"), [("resource.params.a", 0), ("resource.labels", 1)])
+def test_parameters_of_a_pipeline_that_is_not_stored_yet(
+    conveyor: Callable[..., Any], server: Any, refusal: Any, tmp_path: Path, field: str, code: int
+) -> None:
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        f"{FILE}---\nkind: Resource\nname: shop\ndefinition: app\npipeline: release\nparams: {{level: 5}}\n"
+    )
+    server.refusals["ApplyResource"] = refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "there is no such thing", ((field, "is unknown"),)
+    )
+    done = conveyor("apply", "-f", str(path), "--dry-run")
+    assert (done.code, "not checked: it needs pipeline/release" in done.out) == (code, not code)
+    differs = conveyor("diff", "-f", str(path), "-o", "name")
+    assert (differs.code, "resource/app/shop" in differs.out) == (1 + code, not code)
+    # Once the pipeline is as in the files, the refusal is meant.
+    server.refusals.clear()
+    assert conveyor("apply", "-f", str(path)).code == 0
+    server.refusals["ApplyResource"] = refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "there is no such thing", ((field, "is unknown"),)
+    )
+    assert conveyor("apply", "-f", str(path), "--dry-run").code == 1
