@@ -58,8 +58,9 @@ class Stream(Generic[AnswerT]):
     def read(self) -> AnswerT | None:
         """The next message, or None when the stream has ended with OK.
 
-        Raises grpc.RpcError, and TimeoutError when nothing came for `silence` seconds.
+        Raises grpc.RpcError, TimeoutError when nothing came for `silence` seconds, and ForkedProcess.
         """
+        forked.check()
         self._reading_since = time.monotonic()
         try:
             return next(self._call)
