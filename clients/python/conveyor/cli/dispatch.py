@@ -38,8 +38,13 @@ _DRIVER = Group(
 )
 _PIPELINE = Group(
     "pipeline",
-    {"graph": Entry("graph:graph", "Draw the steps of a pipeline")},
-    summary="See what pipelines look like.",
+    {
+        "list": Entry("get:list_pipelines", "List pipelines"),
+        "get": Entry("get:get_pipeline", "Show a pipeline with its steps"),
+        "graph": Entry("graph:graph", "Draw the steps of a pipeline"),
+        "delete": Entry("delete:delete_pipeline", "Delete pipelines"),
+    },
+    summary="See, draw and delete pipelines.",
 )
 _GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "driver": _DRIVER}
 _SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
@@ -68,7 +73,7 @@ ROOT = _Root(
         "list": Entry("get:list_", "List the objects of a kind"),
         "delete": Entry("delete:delete", "Delete objects"),
         "run": Entry("", "Start, follow and end runs"),
-        "pipeline": Entry("", "See what pipelines look like"),
+        "pipeline": Entry("", "See, draw and delete pipelines"),
         "driver": Entry("", "See who works"),
         "schema": Entry("schema:schema", "Print the JSON Schema of manifests, for editors"),
         "version": Entry("version:version", "Print the version"),

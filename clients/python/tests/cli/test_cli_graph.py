@@ -149,3 +149,13 @@ def test_which_pipeline(conveyor: Conveyor, file: Path, tmp_path: Path) -> None:
     for place in (("-o", "dot", "list", "pipelines"), ("list", "pipelines", "-o", "dot")):
         assert conveyor(*place).code == 2
     assert conveyor("pipeline", "graph", "-f", str(file), "-o", "json").code == 2
+
+
+def test_short_forms_for_pipelines(conveyor: Conveyor, server: Any) -> None:
+    for name in ("a", "b"):
+        server.objects["pipeline", name] = Pipeline(name=name, steps=[Step(id="build", driver="x")])
+    assert conveyor("pipeline", "list", "-o", "name").out.split() == ["pipeline/a", "pipeline/b"]
+    assert conveyor("pipeline", "list", "--limit", "1", "-o", "name").out == "pipeline/a\n"
+    assert conveyor("pipeline", "get", "b").out == conveyor("get", "pipeline", "b").out
+    assert conveyor("pipeline", "delete", "a", "pipeline/b").out == "pipeline/a deleted\npipeline/b deleted\n"
+    assert server.objects == {}

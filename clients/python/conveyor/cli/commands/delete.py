@@ -1,11 +1,11 @@
-"""`conveyor delete`, and its short forms for runs and drivers."""
+"""`conveyor delete`, and its short forms for runs, pipelines and drivers."""
 
 import click
 
 from conveyor.cli import batch
 from conveyor.cli.commands.files import RECURSIVE, read
-from conveyor.cli.complete import complete_ref, complete_run
-from conveyor.cli.kinds import DRIVER, RUN, kind_of
+from conveyor.cli.complete import complete_pipeline, complete_ref, complete_run
+from conveyor.cli.kinds import DRIVER, PIPELINE, RUN, kind_of
 from conveyor.cli.objects import Clients, remove
 from conveyor.cli.options import command, settings
 from conveyor.cli.refs import Ref, parse_refs, ref
@@ -39,6 +39,14 @@ def delete(words: tuple[str, ...], names: tuple[str, ...], ignore_not_found: boo
 def delete_run(run_ids: tuple[str, ...], ignore_not_found: bool) -> None:
     """Delete finished runs with their logs."""
     _delete([("", ref(RUN, each)) for each in run_ids], ignore_not_found)
+
+
+@command("delete")
+@click.argument("names", metavar="PIPELINE…", nargs=-1, required=True, shell_complete=complete_pipeline)
+@_IGNORE
+def delete_pipeline(names: tuple[str, ...], ignore_not_found: bool) -> None:
+    """Delete pipelines; runs under way go on."""
+    _delete([("", ref(PIPELINE, each)) for each in names], ignore_not_found)
 
 
 @command("delete")

@@ -1,4 +1,4 @@
-"""`conveyor get` and `conveyor list`, and their short forms for runs and drivers."""
+"""`conveyor get` and `conveyor list`, and their short forms for runs, pipelines and drivers."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import click
 from google.protobuf.message import Message
 
 from conveyor.cli import tables
-from conveyor.cli.complete import complete_kind, complete_ref, complete_run
+from conveyor.cli.complete import complete_kind, complete_pipeline, complete_ref, complete_run
 from conveyor.cli.decode import enum_value
 from conveyor.cli.describe import describe
 from conveyor.cli.durations import parse_time
@@ -89,6 +89,14 @@ def get_run(run_id: str) -> None:
 
 
 @command("get")
+@click.argument("name", metavar="PIPELINE", shell_complete=complete_pipeline)
+@click.option("--generation", type=click.IntRange(min=1), default=None, help="An earlier generation of it.")
+def get_pipeline(name: str, generation: int | None) -> None:
+    """Show a pipeline with its steps."""
+    _get(ref(PIPELINE, name), generation or 0)
+
+
+@command("get")
 @click.argument("name", metavar="DRIVER", shell_complete=complete_ref)
 def get_driver(name: str) -> None:
     """Show a driver with its workers."""
@@ -127,6 +135,14 @@ def list_(kind: str, limit: int | None, **filters: object) -> None:
 def list_runs(limit: int | None, **filters: object) -> None:
     """List runs, newest first."""
     _list(RUN, Filters(limit=limit or 0, **filters))  # type: ignore[arg-type]
+
+
+@command("list")
+@click.option("-l", "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only those with this label.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
+def list_pipelines(labels: tuple[str, ...], limit: int | None) -> None:
+    """List pipelines."""
+    _list(PIPELINE, Filters(labels, limit=limit or 0))
 
 
 @command("list")
