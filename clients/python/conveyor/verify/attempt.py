@@ -61,9 +61,7 @@ class Attempt:
 
     def times_written(self, text: str) -> int:
         """How often a line was written: one that was only sent again has its number and its time."""
-        return len(
-            {(line.seq, line.time) if line.time else (line.seq, line.at) for line in self.lines if line.text == text}
-        )
+        return len({(line.seq, line.time) for line in self.lines if line.text == text})
 
 
 class Attempts:

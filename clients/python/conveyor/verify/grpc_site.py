@@ -1,17 +1,20 @@
 """A test server for the Work stream: it says what a check wants, and remembers what the driver says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from conveyor.v1.log_pb2 import LogAck
+from conveyor.v1 import log_service_pb2, worker_service_pb2
+from conveyor.v1.log_pb2 import LogAck, LogLine
+from conveyor.v1.log_service_pb2 import ReadLogsRequest, WriteLogsRequest, WriteLogsResponse
+from conveyor.v1.log_service_pb2_grpc import LogServiceServicer, add_LogServiceServicer_to_server
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.result_pb2 import Disposition, Outcome, ResultAck, ResultReport
 from conveyor.v1.run_pb2 import RunState
@@ -90,6 +93,8 @@ class GrpcSite(WorkerServiceServicer):
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         add_WorkerServiceServicer_to_server(self, self._server)
+        add_LogServiceServicer_to_server(_LogService(self._take_lines), self._server)
+        _enable_reflection(self._server)
         self._door.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
         await self._door.open()
@@ -178,8 +183,10 @@ class GrpcSite(WorkerServiceServicer):
             acks = [self._take_result(report) for report in request.results]
             self.changes.notify()
             await asyncio.sleep(self.manners.acks_after)
-            if self.manners.acks:
-                yield ReportResultsResponse(acks=acks)
+            if not self.manners.acks:
+                # An end without an ack would say that all is well.
+                await asyncio.get_running_loop().create_future()
+            yield ReportResultsResponse(acks=acks)
 
     async def _listen(self, stream: Stream, requests: AsyncIterator[WorkRequest]) -> None:
         first = True
@@ -224,16 +231,8 @@ class GrpcSite(WorkerServiceServicer):
     async def _take(self, stream: Stream, request: WorkRequest) -> None:
         stream.hellos += request.HasField("hello")
         stream.heartbeats += request.HasField("heartbeat")
-        stored: dict[tuple[str, str, int], int] = {}
-        for line in request.logs:
-            attempt = self.attempts.find(line.run, line.step, line.attempt)
-            if attempt is not None:
-                time = line.time.ToJsonString() if line.HasField("time") else ""
-                attempt.lines.append(Line(line.seq, line.text, line.partial, next(self._order), time))
-            stored[line.run, line.step, line.attempt] = line.seq + 1
-        if stored:
-            acks = [LogAck(run=run, step=step, attempt=n, next_seq=end) for (run, step, n), end in stored.items()]
-            stream.outbox.put_nowait(WorkResponse(log_acks=acks))
+        if request.logs:
+            stream.outbox.put_nowait(WorkResponse(log_acks=self._take_lines(request.logs)))
         for report in request.results:
             ack = self._take_result(report)
             if self.manners.acks:
@@ -242,6 +241,17 @@ class GrpcSite(WorkerServiceServicer):
         if request.HasField("drain"):
             stream.asked_to_drain = True
             stream.outbox.put_nowait(WorkResponse(drained=Drained()))
+
+    def _take_lines(self, lines: Iterable[LogLine]) -> list[LogAck]:
+        stored: dict[tuple[str, str, int], int] = {}
+        for line in lines:
+            attempt = self.attempts.find(line.run, line.step, line.attempt)
+            if attempt is not None:
+                time = line.time.ToJsonString() if line.HasField("time") else ""
+                attempt.lines.append(Line(line.seq, line.text, line.partial, next(self._order), time))
+            stored[line.run, line.step, line.attempt] = line.seq + 1
+        self.changes.notify()
+        return [LogAck(run=run, step=step, attempt=n, next_seq=end) for (run, step, n), end in stored.items()]
 
     def _take_result(self, report: ResultReport) -> ResultAck:
         attempt = self.attempts.find(report.run, report.step, report.attempt)
@@ -259,6 +269,36 @@ class GrpcSite(WorkerServiceServicer):
             attempt.answers.append(answer)
         known = Disposition.DISPOSITION_ACCEPTED if attempt is not None else Disposition.DISPOSITION_NOT_FOUND
         return ResultAck(run=report.run, step=report.step, attempt=report.attempt, disposition=known)
+
+
+class _LogService(LogServiceServicer):
+    """Takes the lines of drivers that write them by a call of their own."""
+
+    def __init__(self, take: Callable[[Iterable[LogLine]], list[LogAck]]) -> None:
+        self._take = take
+
+    async def WriteLogs(  # noqa: N802 (the rpc's name)
+        self, request_iterator: AsyncIterator[WriteLogsRequest], context: _Context
+    ) -> WriteLogsResponse:
+        acks = [ack async for request in request_iterator for ack in self._take(request.lines)]
+        return WriteLogsResponse(log_acks=acks)
+
+    def ReadLogs(self, request: ReadLogsRequest, context: _Context) -> NoReturn:  # noqa: N802 (the rpc's name)
+        raise NotImplementedError
+
+
+def _enable_reflection(server: grpc.aio.Server) -> None:
+    """Tell drivers without the protos, such as those with grpcurl, what there is, if the library for it is there."""
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:
+        return
+    names = [
+        file.services_by_name[name].full_name
+        for file in (worker_service_pb2.DESCRIPTOR, log_service_pb2.DESCRIPTOR)
+        for name in file.services_by_name
+    ]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
 
 
 def _outcome(value: "Outcome.ValueType") -> str:
