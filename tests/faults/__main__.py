@@ -82,6 +82,7 @@ def _rounds(given: argparse.Namespace) -> Iterator[Settings]:
                 plant=given.plant,
                 stepping_clock="clock" in components,
                 small_disks="disk" in components,
+                apart=any(name.startswith("partition-") for name in wanted),
                 etcd_arguments=QUOTA if "quota-etcd" in wanted else (),
             )
             yield Settings(seed, layout, given.seconds, names)

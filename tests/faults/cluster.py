@@ -15,6 +15,7 @@ from typing import Self
 
 from tests.support.etcd import VERSIONS, Etcd, binary
 from tests.support.nats import NatsServer
+from tests.support.netns import NetworkNamespace, NoNamespaces
 from tests.support.server import ConveyorServer, ServerFailed
 from tests.support.small_disk import small_disk
 from tests.support.tcp_proxy import TcpProxy
@@ -77,6 +78,10 @@ class DriverUnit:
                 stderr=sink,
             )
 
+    def live_in(self, network: NetworkNamespace) -> None:
+        """Have it started in a network of its own from now on."""
+        self._command = network.command(*self._command)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._end(signal.SIGKILL)
@@ -123,6 +128,8 @@ class Layout:
     """Whether a fault may step the servers' clock."""
     small_disks: bool = False
     """Whether SQLite and the broker have a small disk each, where that can be had."""
+    apart: bool = False
+    """Whether one driver has a network of its own, where that can be had."""
     server_arguments: tuple[str, ...] = ()
     etcd_arguments: tuple[str, ...] = ()
 
@@ -149,6 +156,8 @@ class Cluster:
         """What each server finds in its environment at its next start, besides ours."""
         self.failures: list[str] = []
         """Servers that ended instead of starting. Somebody would start them again, hence so do we."""
+        self.network: NetworkNamespace | None = None
+        """The network of the driver that lives apart; it reaches the servers by `apart-n`."""
         self._locks: dict[int, asyncio.Lock] = {}
         self._opened = contextlib.AsyncExitStack()
 
@@ -172,6 +181,11 @@ class Cluster:
     def driver_addresses(self) -> str:
         """Where gRPC drivers reach the servers."""
         return ",".join(self.proxies[f"drivers-{n}"].address for n in range(len(self.servers)))
+
+    @property
+    def apart_addresses(self) -> str:
+        """Where the driver that lives apart reaches the servers."""
+        return ",".join(self.proxies[f"apart-{n}"].address for n in range(len(self.servers)))
 
     def name_of(self, process: Process) -> str:
         """A name for the history: server-0, etcd, nats, or the driver's own."""
@@ -248,6 +262,8 @@ class Cluster:
             await self._open("store", self.etcd.address)
         for number in range(self.layout.servers):
             await self._start_server(number)
+        if self.layout.apart:
+            await self._open_apart()
         self.proxies["drivers"], self.proxies["clients"] = self.proxies["drivers-0"], self.proxies["clients-0"]
 
     async def _start_server(self, number: int) -> None:
@@ -272,8 +288,14 @@ class Cluster:
         with contextlib.suppress(PermissionError, FileNotFoundError):
             self._opened.enter_context(small_disk(place, _DISK_MEBIBYTES))
 
-    async def _open(self, name: str, target: str) -> None:
-        self.proxies[name] = await self._opened.enter_async_context(TcpProxy(target))
+    async def _open(self, name: str, target: str, listen: str = "127.0.0.1") -> None:
+        self.proxies[name] = await self._opened.enter_async_context(TcpProxy(target, listen))
+
+    async def _open_apart(self) -> None:
+        with contextlib.suppress(NoNamespaces):
+            self.network = self._opened.enter_context(NetworkNamespace())
+            for number, server in enumerate(self.servers):
+                await self._open(f"apart-{number}", server.address, self.network.ours)
 
     async def _stop(self) -> None:
         processes: list[Process] = [*self.drivers, *self.servers, self.nats]

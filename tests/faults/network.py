@@ -107,6 +107,30 @@ class Cut(_Between):
         return f"cut, away for {seconds} s"
 
 
+@dataclass
+class Partition:
+    """All that goes one way between a driver and its servers is lost; what goes the other way arrives."""
+
+    name: str
+    component: str = "network"
+
+    def unfit(self, cluster: Cluster) -> str:
+        """See Fault."""
+        return "" if cluster.network is not None else "no network of a driver's own: needs root, ip and tc"
+
+    async def strike(self, cluster: Cluster, rng: Random) -> str:
+        """See Fault."""
+        assert cluster.network is not None
+        seconds = rng.choice([0.5, SESSION_TTL + 1.0, SESSION_TTL + 4.0])
+        lose = cluster.network.lose_ours if self.name == "partition-to-driver" else cluster.network.lose_theirs
+        await asyncio.to_thread(lose)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            await asyncio.to_thread(cluster.network.heal)
+        return f"nothing arrived for {seconds} s"
+
+
 _WAYS = ("store", "broker", "drivers", "clients")
 
 FAULTS = [
@@ -114,4 +138,6 @@ FAULTS = [
     *(lambda way=way: HalfOpen(way) for way in _WAYS),
     *(lambda way=way: HoldAnswers(way) for way in _WAYS),
     *(lambda way=way: Cut(way) for way in _WAYS),
+    lambda: Partition("partition-to-driver"),
+    lambda: Partition("partition-from-driver"),
 ]

@@ -35,6 +35,8 @@ _UNITS = (
     ("delta-1", "delta", "jetstream", ""),
 )
 """Worker, driver, transport, and the definition whose broadcasts it wants. Delta takes part both ways."""
+_APART = "alpha-1"
+"""The worker with a network of its own, if there is one."""
 _SLOTS = 8
 _WEIGHTS = {"kill": 3}
 """How often faults of this kind strike for each other one of the same component."""
@@ -133,6 +135,9 @@ def _units(cluster: Cluster, events: Path) -> list[DriverUnit]:
             "CONVEYOR_ADDRESS": cluster.driver_addresses,
             "CONVEYOR_NATS": cluster.nats.url,
         }
+        if name == _APART and cluster.network is not None:
+            unit.live_in(cluster.network)
+            unit.environment |= {"CONVEYOR_ADDRESS": cluster.apart_addresses, "CONVEYOR_NO_PROXY": "1"}
         units.append(unit)
     return units
 

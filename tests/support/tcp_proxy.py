@@ -22,9 +22,10 @@ class _Pair:
 
 
 class TcpProxy:
-    """Listens on a free port of the loopback and passes everything on to `target` (`host:port`)."""
+    """Listens on a free port, of the loopback if not said otherwise, and passes all on to `target` (`host:port`)."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, listen: str = "127.0.0.1") -> None:
+        self._listen = listen
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._server: asyncio.Server | None = None
@@ -44,7 +45,7 @@ class TcpProxy:
         self._patience: float | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._listen, 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
