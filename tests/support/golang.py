@@ -40,14 +40,14 @@ def compiler() -> str:
     pytest.skip(message)
 
 
-def build(*packages: str, race: bool = True) -> Path:
+def build(*packages: str, race: bool = True, module: Path = MODULE) -> Path:
     """The folder with these programs, built with the race detector. Test processes share it and take turns."""
     folder = PROGRAMS / ("race" if race else "fast")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [compiler(), "build", *(["-race"] if race else []), "-o", f"{folder}/", *packages]
-        subprocess.run(command, cwd=MODULE, check=True)
+        subprocess.run(command, cwd=module, check=True)
     return folder
 
 
