@@ -59,16 +59,18 @@ def document(files: Sequence[File]) -> str:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Conveyor manifest",
         "description": _DESCRIPTION,
-        "if": {"type": "array"},
-        "then": {"items": _ref("Object")},
-        "else": _ref("Object"),
+        # Documents may be empty.
+        "type": ["object", "array", "null"],
+        "if": {"type": "object"},
+        "then": _ref("Object"),
+        "else": {"items": _ref("Object")},
         "definitions": {"Object": one, **dict(sorted(definitions.items()))},
     }
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
 def _is_kind(kind: str) -> Json:
-    return {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
+    return {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]}
 
 
 def _message(file: File, index: int, message: DescriptorProto, *, is_kind: bool) -> Json:

@@ -62,6 +62,16 @@ def test_all_examples_conform(text: str) -> None:
     assert faults(text) == []
 
 
+def test_an_empty_document_conforms() -> None:
+    """Readers of YAML here leave them out; editors don't."""
+    assert VALIDATOR.is_valid(None)
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, True, [None], ["text"], [[]]])
+def test_what_is_no_object_is_told_once(wrong: object) -> None:
+    assert len(list(VALIDATOR.iter_errors(wrong))) == 1
+
+
 PIPELINE = "kind: Pipeline\nname: p\n"
 STEPS = f"{PIPELINE}steps:\n- {{id: a, driver: x}}\n"
 
