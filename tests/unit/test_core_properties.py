@@ -261,7 +261,8 @@ class World:
         elif kind < 65 and self.past:
             self.send(random.choice(self.past))
         elif kind < 72:
-            run.now += random.choice([0, 1, 5, 60, -60]) * SECOND
+            # The clock may be set, too.
+            run.now += random.choice([0, 1, 5, 60, -60, 3600, -3600]) * SECOND
             self.send(Tick() if random.random() < 0.5 else Continue())
         elif kind < 78:
             self.send(TicketSent(index, token, storage_pb2.Ticket(sequence=len(self.past) + 1)))
