@@ -33,6 +33,9 @@ REQUEST_S = 5.0
 _WRITE_S = 2.0
 _PENDING_BYTES = 16 * 1024 * 1024
 
+_AWAY = (OSError, TimeoutError, nats.errors.Error, RuntimeError)
+"""How a client fails whose connection is broken. Of a closed socket uvloop says RuntimeError."""
+
 Headers = Mapping[str, str]
 
 
@@ -85,7 +88,7 @@ class Session:
                     **options.arguments(),
                 )
                 await client.subscribe(f"{session._inbox}.*", cb=session._answered)
-        except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
+        except (*_AWAY, ValueError) as error:
             await session._dispose()
             # "No servers available" says less than what went wrong with the last of them.
             cause = session._failure or error
@@ -130,7 +133,7 @@ class Session:
         try:
             async with asyncio.timeout(_WRITE_S):
                 await self._client.publish(subject, body, reply, dict(headers) if headers else None)
-        except (OSError, TimeoutError, nats.errors.Error) as error:
+        except _AWAY as error:
             raise BusUnavailable(f"the broker is away: {error}") from error
 
     async def request(
@@ -159,11 +162,11 @@ class Session:
         try:
             async with asyncio.timeout(_WRITE_S):
                 subscription = await self._client.subscribe(subject, cb=callback)
-        except (OSError, TimeoutError, nats.errors.Error) as error:
+        except _AWAY as error:
             raise BusUnavailable(f"the broker is away: {error}") from error
 
         async def unsubscribe() -> None:
-            with contextlib.suppress(OSError, TimeoutError, nats.errors.Error):
+            with contextlib.suppress(*_AWAY):
                 async with asyncio.timeout(_WRITE_S):
                     await subscription.unsubscribe()
 
@@ -192,7 +195,7 @@ class Session:
     async def close(self, *, flush: bool = False) -> None:
         """Ends the connection, within three seconds. With `flush`, what was published before has reached the broker."""
         if flush and not self.lost:
-            with contextlib.suppress(OSError, TimeoutError, nats.errors.Error):
+            with contextlib.suppress(*_AWAY):
                 await self._client.flush(timeout=1)
         self._lose()
         await self._dispose()
