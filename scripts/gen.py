@@ -45,7 +45,7 @@ class Target(NamedTuple):
 # The clients have what is public, the server's distribution the rest.
 PYTHON = [
     Target("clients/python", "buf.gen.yaml", ["v1"]),
-    Target(".", "buf.gen.yaml", ["etcd", "reflection", "storage"]),
+    Target(".", "buf.gen.yaml", ["cel", "etcd", "reflection", "storage"]),
 ]
 GO = Target("clients/go", "buf.gen.go.yaml", ["v1"])
 

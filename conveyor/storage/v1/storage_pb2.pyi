@@ -199,6 +199,7 @@ class StepRecord(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     INHERITED_FIELD_NUMBER: _builtins.int
     CANCEL_SENT_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     """The step's id."""
     state: _run_pb2.StepState.ValueType
@@ -235,6 +236,10 @@ class StepRecord(_message.Message):
     """Whether the result was taken over from the parent run."""
     cancel_sent: _builtins.bool
     """Whether the worker was told to stop."""
+    params: _builtins.bytes
+    """A serialized google.protobuf.Struct: what came of the step's params, if they have expressions. Made when the step
+    became ready first.
+    """
     @_builtins.property
     def ticket(self) -> Global___Ticket:
         """The ticket of the current attempt, when it was published."""
@@ -271,10 +276,11 @@ class StepRecord(_message.Message):
         attempts: _abc.Iterable[Global___AttemptRecord] | None = ...,
         inherited: _builtins.bool = ...,
         cancel_sent: _builtins.bool = ...,
+        params: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_sent", b"cancel_sent", "end_time", b"end_time", "failures", b"failures", "inherited", b"inherited", "losses", b"losses", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "ready_time", b"ready_time", "reason", b"reason", "result", b"result", "session", b"session", "start_time", b"start_time", "state", b"state", "step", b"step", "ticket", b"ticket", "token", b"token", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_sent", b"cancel_sent", "end_time", b"end_time", "failures", b"failures", "inherited", b"inherited", "losses", b"losses", "message", b"message", "next_time", b"next_time", "params", b"params", "queue_time", b"queue_time", "ready_time", b"ready_time", "reason", b"reason", "result", b"result", "session", b"session", "start_time", b"start_time", "state", b"state", "step", b"step", "ticket", b"ticket", "token", b"token", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

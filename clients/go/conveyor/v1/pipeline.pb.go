@@ -354,7 +354,7 @@ type Pipeline struct {
 	FinallyTimeout *durationpb.Duration `protobuf:"bytes,18,opt,name=finally_timeout,json=finallyTimeout,proto3" json:"finally_timeout,omitempty"`
 	// What happens when a run of the same resource on this pipeline is still unfinished.
 	Concurrency *Concurrency `protobuf:"bytes,19,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
-	// The parameters that a run of this pipeline takes.
+	// The parameters that a run of this pipeline takes. At most 100.
 	Params        []*Param `protobuf:"bytes,20,rep,name=params,proto3" json:"params,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -546,9 +546,11 @@ type Step struct {
 	QueueTimeout *durationpb.Duration `protobuf:"bytes,14,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
 	// What follows a failed or timed-out attempt. Unset means that one attempt is all.
 	Retry *RetryPolicy `protobuf:"bytes,15,opt,name=retry,proto3" json:"retry,omitempty"`
-	// A CEL expression; the step is skipped when it is false. At most 4 KiB.
+	// A CEL expression, judged when the trigger rule lets the step run; the step is skipped when it is false. At most
+	// 4 KiB.
 	When string `protobuf:"bytes,16,opt,name=when,proto3" json:"when,omitempty"`
-	// Values for this step's driver, with expressions.
+	// Values for this step's driver. Text may have CEL expressions in ${{ }}, at most 4 KiB each; what comes of all is at
+	// most 64 KiB as JSON.
 	Params *structpb.Struct `protobuf:"bytes,17,opt,name=params,proto3" json:"params,omitempty"`
 	// Runs the step once for each combination of values.
 	Matrix *Matrix `protobuf:"bytes,18,opt,name=matrix,proto3" json:"matrix,omitempty"`

@@ -51,7 +51,7 @@ type Resource struct {
 	// Free-form values that satisfy the definition's schema. At most 256 KiB as JSON and 32 levels deep; no integers
 	// that an IEEE double cannot hold.
 	Spec *structpb.Struct `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Values for the parameters of its pipeline.
+	// Values for the parameters of its pipeline, unless a run on another one is started. At most 64 KiB as JSON.
 	Params        *structpb.Struct `protobuf:"bytes,13,opt,name=params,proto3" json:"params,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -288,10 +288,12 @@ const (
 	StepReason_STEP_REASON_RESULT_TOO_LARGE StepReason = 24
 	// FAILED: what the driver should have received was over a limit.
 	StepReason_STEP_REASON_INPUT_TOO_LARGE StepReason = 25
-	// FAILED: something that it takes from an earlier step is not there.
+	// FAILED: something that an expression of the step takes, e.g. from an earlier step, is not there.
 	StepReason_STEP_REASON_INPUT_MISSING StepReason = 26
 	// FAILED: the driver's result cannot be stored, e.g. because of a number that JSON does not have.
 	StepReason_STEP_REASON_RESULT_INVALID StepReason = 27
+	// FAILED: an expression of the step could not be evaluated, or gave a value that does not fit.
+	StepReason_STEP_REASON_INPUT_INVALID StepReason = 28
 	// CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working.
 	StepReason_STEP_REASON_ABANDONED StepReason = 30
 	// CANCELLED: the driver gave it up by itself.
@@ -324,6 +326,7 @@ var (
 		25: "STEP_REASON_INPUT_TOO_LARGE",
 		26: "STEP_REASON_INPUT_MISSING",
 		27: "STEP_REASON_RESULT_INVALID",
+		28: "STEP_REASON_INPUT_INVALID",
 		30: "STEP_REASON_ABANDONED",
 		31: "STEP_REASON_DRIVER_CANCELLED",
 	}
@@ -351,6 +354,7 @@ var (
 		"STEP_REASON_INPUT_TOO_LARGE":    25,
 		"STEP_REASON_INPUT_MISSING":      26,
 		"STEP_REASON_RESULT_INVALID":     27,
+		"STEP_REASON_INPUT_INVALID":      28,
 		"STEP_REASON_ABANDONED":          30,
 		"STEP_REASON_DRIVER_CANCELLED":   31,
 	}
@@ -1835,7 +1839,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x14STEP_STATE_SUCCEEDED\x10\x05\x12\x15\n" +
 	"\x11STEP_STATE_FAILED\x10\x06\x12\x18\n" +
 	"\x14STEP_STATE_CANCELLED\x10\a\x12\x16\n" +
-	"\x12STEP_STATE_SKIPPED\x10\b*\x8e\x06\n" +
+	"\x12STEP_STATE_SKIPPED\x10\b*\xad\x06\n" +
 	"\n" +
 	"StepReason\x12\x1b\n" +
 	"\x17STEP_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
@@ -1861,7 +1865,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x1cSTEP_REASON_RESULT_TOO_LARGE\x10\x18\x12\x1f\n" +
 	"\x1bSTEP_REASON_INPUT_TOO_LARGE\x10\x19\x12\x1d\n" +
 	"\x19STEP_REASON_INPUT_MISSING\x10\x1a\x12\x1e\n" +
-	"\x1aSTEP_REASON_RESULT_INVALID\x10\x1b\x12\x19\n" +
+	"\x1aSTEP_REASON_RESULT_INVALID\x10\x1b\x12\x1d\n" +
+	"\x19STEP_REASON_INPUT_INVALID\x10\x1c\x12\x19\n" +
 	"\x15STEP_REASON_ABANDONED\x10\x1e\x12 \n" +
 	"\x1cSTEP_REASON_DRIVER_CANCELLED\x10\x1f*S\n" +
 	"\tTransport\x12\x19\n" +

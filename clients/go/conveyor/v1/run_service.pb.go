@@ -35,7 +35,7 @@ type StartRunRequest struct {
 	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
 	// The pipeline. Empty: the resource's own.
 	Pipeline string `protobuf:"bytes,4,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
-	// Values for the pipeline's parameters, over those of the resource.
+	// Values for the pipeline's parameters, over those of the resource if the run is on the resource's own pipeline.
 	Params *structpb.Struct `protobuf:"bytes,5,opt,name=params,proto3" json:"params,omitempty"`
 	// Labels of the run, over those of the resource.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`

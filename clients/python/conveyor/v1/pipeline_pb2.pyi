@@ -271,7 +271,7 @@ class Pipeline(_message.Message):
 
     @_builtins.property
     def params(self) -> _containers.RepeatedCompositeFieldContainer[Global___Param]:
-        """The parameters that a run of this pipeline takes."""
+        """The parameters that a run of this pipeline takes. At most 100."""
 
     def __init__(
         self,
@@ -331,7 +331,9 @@ class Step(_message.Message):
     allow_failure: _builtins.bool
     """A failure of this step neither fails the run nor stops the steps that need it."""
     when: _builtins.str
-    """A CEL expression; the step is skipped when it is false. At most 4 KiB."""
+    """A CEL expression, judged when the trigger rule lets the step run; the step is skipped when it is false. At most
+    4 KiB.
+    """
     description: _builtins.str
     """For people. At most 1 KiB."""
     @_builtins.property
@@ -352,7 +354,9 @@ class Step(_message.Message):
 
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
-        """Values for this step's driver, with expressions."""
+        """Values for this step's driver. Text may have CEL expressions in ${{ }}, at most 4 KiB each; what comes of all is at
+        most 64 KiB as JSON.
+        """
 
     @_builtins.property
     def matrix(self) -> Global___Matrix:

@@ -96,7 +96,7 @@ class Resource(_message.Message):
 
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
-        """Values for the parameters of its pipeline."""
+        """Values for the parameters of its pipeline, unless a run on another one is started. At most 64 KiB as JSON."""
 
     def __init__(
         self,

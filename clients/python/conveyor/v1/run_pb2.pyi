@@ -205,9 +205,11 @@ class _StepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepReason
     STEP_REASON_INPUT_TOO_LARGE: _StepReason.ValueType  # 25
     """FAILED: what the driver should have received was over a limit."""
     STEP_REASON_INPUT_MISSING: _StepReason.ValueType  # 26
-    """FAILED: something that it takes from an earlier step is not there."""
+    """FAILED: something that an expression of the step takes, e.g. from an earlier step, is not there."""
     STEP_REASON_RESULT_INVALID: _StepReason.ValueType  # 27
     """FAILED: the driver's result cannot be stored, e.g. because of a number that JSON does not have."""
+    STEP_REASON_INPUT_INVALID: _StepReason.ValueType  # 28
+    """FAILED: an expression of the step could not be evaluated, or gave a value that does not fit."""
     STEP_REASON_ABANDONED: _StepReason.ValueType  # 30
     """CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working."""
     STEP_REASON_DRIVER_CANCELLED: _StepReason.ValueType  # 31
@@ -259,9 +261,11 @@ STEP_REASON_RESULT_TOO_LARGE: StepReason.ValueType  # 24
 STEP_REASON_INPUT_TOO_LARGE: StepReason.ValueType  # 25
 """FAILED: what the driver should have received was over a limit."""
 STEP_REASON_INPUT_MISSING: StepReason.ValueType  # 26
-"""FAILED: something that it takes from an earlier step is not there."""
+"""FAILED: something that an expression of the step takes, e.g. from an earlier step, is not there."""
 STEP_REASON_RESULT_INVALID: StepReason.ValueType  # 27
 """FAILED: the driver's result cannot be stored, e.g. because of a number that JSON does not have."""
+STEP_REASON_INPUT_INVALID: StepReason.ValueType  # 28
+"""FAILED: an expression of the step could not be evaluated, or gave a value that does not fit."""
 STEP_REASON_ABANDONED: StepReason.ValueType  # 30
 """CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working."""
 STEP_REASON_DRIVER_CANCELLED: StepReason.ValueType  # 31

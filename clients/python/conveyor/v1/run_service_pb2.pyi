@@ -72,7 +72,7 @@ class StartRunRequest(_message.Message):
     """Check everything and answer as if it were done, but store nothing."""
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
-        """Values for the pipeline's parameters, over those of the resource."""
+        """Values for the pipeline's parameters, over those of the resource if the run is on the resource's own pipeline."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
