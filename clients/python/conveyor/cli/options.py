@@ -8,7 +8,7 @@ import click
 
 FORMATS = ("table", "json", "yaml", "name")
 # What only some commands print.
-DRAWINGS = ("dot", "mermaid")
+DRAWINGS = ("text", "dot", "mermaid")
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 

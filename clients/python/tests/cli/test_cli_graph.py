@@ -79,6 +79,7 @@ def test_layers_as_text(conveyor: Conveyor, file: Path) -> None:
     done = conveyor("pipeline", "graph", "-f", str(file))
     assert (done.code, done.out, done.err) == (0, TEXT, "")
     assert conveyor("pipeline", "graph", "release", "-f", str(file), "-o", "text").out == TEXT
+    assert conveyor("-o", "text", "pipeline", "graph", "-f", str(file)).out == TEXT
 
 
 @pytest.mark.parametrize(("form", "lines"), [("dot", DOT), ("mermaid", MERMAID)])

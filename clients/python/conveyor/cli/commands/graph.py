@@ -20,7 +20,7 @@ from conveyor.cli.terminal import columns, is_terminal
 from conveyor.v1.pipeline_pb2 import Pipeline
 
 
-@command("graph", formats=("text", *DRAWINGS))
+@command("graph", formats=DRAWINGS)
 @click.argument("name", metavar="[PIPELINE]", required=False, shell_complete=complete_pipeline)
 @click.option("-f", "--filename", "names", metavar="FILE|DIR|-", multiple=True, help="Draw one that files describe.")
 @click.option("--generation", type=click.IntRange(min=1), default=None, help="An earlier generation of it.")
