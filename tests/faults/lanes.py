@@ -18,6 +18,8 @@ _STOPS_WITHIN = 2.0
 """Seconds from the start of a run to the cancel of those that it replaces, as long as nobody is struck."""
 _CANCELS = frozenset({"server", "etcd", "network", "disk"})
 """Components whose faults may make that cancel late."""
+_CLOCKS_DIFFER = 10_000_000
+"""Nanoseconds between the clocks of two servers of one machine, at most."""
 _IN_TURN = frozenset({ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE, ConcurrencyPolicy.CONCURRENCY_POLICY_REPLACE})
 
 

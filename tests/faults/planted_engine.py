@@ -47,7 +47,7 @@ def ack_before_commit() -> None:
     put(stream, "answer", hasty)
 
 
-@plant("a JetStream result is acknowledged to the broker, and its commit follows", 1, 3, 6, timed=False)
+@plant("a JetStream result is acknowledged to the broker, and its commit follows", 1, 3, 6, timed=False, rate=30)
 def inbox_ack_before_commit() -> None:
     handle = inbox.Inbox._handle
 
@@ -64,7 +64,9 @@ def inbox_ack_before_commit() -> None:
 # Commits
 
 
-@plant("a commit of which nobody knows is taken for stored", 1, 3, 4, 6, store="etcd", faults=("half-open-store",))
+@plant(
+    "a commit of which nobody knows is taken for stored", 1, 3, 4, 6, store="etcd", faults=("half-open-store",), rate=30
+)
 def uncertain_is_stored() -> None:
     async def trusting(self: Engine, run: runs.StoredRun, decision: Decision, *, patient: bool) -> runs.StoredRun:
         return run.moved(decision.state, run.revision)
@@ -126,7 +128,7 @@ def no_timers_after_a_restart() -> None:
 # Workers and tickets
 
 
-@plant("workers are not told of a cancel", 8, faults=("kill-jetstream",))
+@plant("workers are not told of a cancel", 8, faults=("kill-jetstream",), rate=30)
 def cancel_is_not_told() -> None:
     def silent(self: Engine, worker: Worker, told: worker_pb2.Cancellation) -> None:
         pass

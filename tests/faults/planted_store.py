@@ -153,7 +153,7 @@ def log_ack_before_store() -> None:
     append = LogStore.append
 
     async def soon(self: LogStore, namespace: str, lines: Sequence[log_pb2.LogLine], driver: str) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         await append(self, namespace, lines, driver)
 
     async def hasty(
