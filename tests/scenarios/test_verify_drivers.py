@@ -16,6 +16,7 @@ import pytest
 
 from conveyor.verify.catalogue import NAMES
 from tests.support.cli import CONVEYOR, Cli, Done
+from tests.support.examples import COMMANDS
 from tests.support.golang import build
 from tests.support.tour import PATH, TREE
 
@@ -54,11 +55,19 @@ def go(folder: Path) -> Line:
     return [str(build("./internal/testdriver") / "testdriver"), "demo", "verify"]
 
 
+def example(name: str) -> Callable[[Path], Line]:
+    """A driver of examples/drivers."""
+    return lambda folder: COMMANDS[name]()
+
+
+CLAIMS = {"bash": ["--slots", "1"], "jetstream": ["--slots", "1", *JETSTREAM]}
+"""What an example does not claim is left out."""
 DRIVERS: Mapping[str, tuple[Line, Callable[[Path], Line]]] = {
     "python": (["--driver", "demo", "-n", "verify"], python),
     "python-jetstream": (["--driver", "demo", "-n", "verify", *JETSTREAM], python),
     "go": (["--driver", "demo", "--slots", "3"], go),
     "go-jetstream": (["--driver", "demo", "--slots", "3", *JETSTREAM], go),
+    **{f"examples/{name}": (["--driver", name, *CLAIMS.get(name, [])], example(name)) for name in COMMANDS},
 }
 """Options and command of each."""
 
@@ -78,9 +87,11 @@ def verifications(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Future[list[dict[str, Any]]]]]:
     """All drivers that are asked for at the same time: most of it is waiting."""
-    with ThreadPoolExecutor(max_workers=5) as pool:
+    with ThreadPoolExecutor(max_workers=len(DRIVERS)) as pool:
         names = [each.callspec.params.get("name") for each in request.session.items if hasattr(each, "callspec")]
-        yield {name: pool.submit(verdicts, name, tmp_path_factory.mktemp(name)) for name in DRIVERS if name in names}
+        yield {
+            name: pool.submit(verdicts, name, tmp_path_factory.mktemp("driver")) for name in DRIVERS if name in names
+        }
         pool.shutdown(cancel_futures=True)
 
 

@@ -55,7 +55,9 @@ class Manners:
 class Stream:
     """One Work stream: what the driver said on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: int) -> None:
+        self.at = at
+        """When it began, in the order of all that came."""
         self.hello: Hello | None = None
         """What it said first; None when that was no Hello."""
         self.hellos = 0
@@ -164,7 +166,7 @@ class GrpcSite(WorkerServiceServicer):
         self, request_iterator: AsyncIterator[WorkRequest], context: _Context
     ) -> AsyncIterator[WorkResponse]:
         """One stream of a driver."""
-        stream = Stream()
+        stream = Stream(next(self._order))
         self.streams.append(stream)
         tasks = [asyncio.create_task(self._listen(stream, request_iterator)), asyncio.create_task(self._tick(stream))]
         try:
@@ -180,10 +182,11 @@ class GrpcSite(WorkerServiceServicer):
     ) -> AsyncIterator[ReportResultsResponse]:
         """Results of a driver that answers by a call of its own."""
         async for request in request_iterator:
+            acked, after = self.manners.acks, self.manners.acks_after
             acks = [self._take_result(report) for report in request.results]
             self.changes.notify()
-            await asyncio.sleep(self.manners.acks_after)
-            if not self.manners.acks:
+            await asyncio.sleep(after)
+            if not acked:
                 # An end without an ack would say that all is well.
                 await asyncio.get_running_loop().create_future()
             yield ReportResultsResponse(acks=acks)
