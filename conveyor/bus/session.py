@@ -225,9 +225,11 @@ class Session:
     async def _dispose(self) -> None:
         """Closes the socket whatever state the client is in: it would wait for a broker that reads nothing."""
         client = self._client
+        # Its own end stops where it fails to write, with its subscriptions still going on.
+        listening = [subscription._wait_for_msgs_task for subscription in client._subs.values()]
         tasks = [
             task
-            for task in (client._reading_task, client._ping_interval_task, client._flusher_task)
+            for task in (client._reading_task, client._ping_interval_task, client._flusher_task, *listening)
             if task is not None and task is not asyncio.current_task()
         ]
         writer = getattr(client._transport, "_io_writer", None)

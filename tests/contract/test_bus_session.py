@@ -23,6 +23,7 @@ async def _ignore(_: Any) -> None:
 
 async def _use_a_closed_socket(url: str) -> None:
     """As a process that goes on after a stop, in which its broker has hung up."""
+    before = asyncio.all_tasks()
     session = await Session.connect(BusOptions((url,)))
     subscriptions = [await session.subscribe("a.subject", _ignore) for _ in range(3)]
     session._client._transport._io_writer.transport.abort()  # type: ignore[union-attr]
@@ -35,6 +36,7 @@ async def _use_a_closed_socket(url: str) -> None:
         with contextlib.suppress(BusUnavailable):
             await session.subscribe("another.subject", _ignore)
     await session.close(flush=True)
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_closed_socket_means_that_the_broker_is_away(tmp_path: Path) -> None:
