@@ -1,4 +1,4 @@
-"""Checks the Go modules, clients/go and the examples: format, go vet, staticcheck, and that go.mod says what they need."""
+"""Checks the Go modules of client and examples: format, go vet, staticcheck, and that go.mod says what they need."""
 
 import os
 import subprocess

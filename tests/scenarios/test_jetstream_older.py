@@ -1,24 +1,41 @@
-"""Older drivers and a server process: what they take part in, and what either may lose on the way."""
+"""Older drivers and a server process: what they take part in, and what either may lose on the way.
+
+`older` makes such drivers inside of the test. Where `both_peers` is said, it also makes processes of one in Go, which
+shares no code with anything here.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import deepcopy
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nats import connect
+from nats.aio.msg import Msg
 
 from conveyor.sdk import Job
+from conveyor.v1.resource_pb2 import Resource
 from tests.support.behaviour import Counted, Hold, ok
 from tests.support.belt import Belt, Site, state, states, step
 from tests.support.nats import NatsServer
 from tests.support.older import Held, Older
+from tests.support.older_go import GoOlder
 from tests.support.server import ConveyorServer
+from tests.support.vectors import vectors
 from tests.support.wait import until
 
-MakeOlder = Callable[..., Older]
+MakeOlder = Callable[..., Any]
+
+# The first build of the peer in Go takes a while.
+pytestmark = pytest.mark.timeout(300)
+both_peers = pytest.mark.parametrize("older", ["python", "go"], indirect=True)
 
 
 @pytest.fixture
@@ -37,6 +54,14 @@ def own_site(tmp_path: Path, environment: dict[str, str]) -> Iterator[Site]:
     nats.kill()
 
 
+async def consumer_info(nats: NatsServer, consumer: str) -> dict[str, Any]:
+    """What JetStream says of a driver's consumer."""
+    async with await connect(nats.url) as client:
+        answer = await client.request(f"$JS.API.CONSUMER.INFO.messages.{consumer}")
+    info: dict[str, Any] = json.loads(answer.data)
+    return info
+
+
 @asynccontextmanager
 async def served(site: Site, directory: Path) -> AsyncIterator[Belt]:
     """Namespace `default`, the only one that older drivers know."""
@@ -52,17 +77,21 @@ async def belt(own_site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
 
 
 @pytest.fixture
-async def older(own_site: Site) -> AsyncIterator[MakeOlder]:
-    made: list[Older] = []
+async def older(own_site: Site, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[MakeOlder]:
+    made: list[Older | GoOlder] = []
+    peer: Callable[..., Older | GoOlder] = Older
+    if getattr(request, "param", "python") == "go":
+        peer = partial(GoOlder, directory=tmp_path)
 
-    def make(name: str, *arguments: Any, **kind: Any) -> Older:
-        made.append(Older(own_site.nats.url, name, *arguments, **kind))
+    def make(name: str, *arguments: Any, **kind: Any) -> Older | GoOlder:
+        made.append(peer(own_site.nats.url, name, *arguments, **kind))
         return made[-1]
 
     yield make
     await asyncio.gather(*(driver.stop() for driver in made))
 
 
+@both_peers
 async def test_older_and_newer_drivers_in_one_pipeline(belt: Belt, older: MakeOlder) -> None:
     """By JetStream and by gRPC, one twice, one that drops the metadata, and two that share a consumer."""
     first, mute = await older("first").start(), await older("mute", echo=False).start()
@@ -82,6 +111,34 @@ async def test_older_and_newer_drivers_in_one_pipeline(belt: Belt, older: MakeOl
     assert sorted(job.run for job in grpc.jobs) == ids
     assert sorted(job.run for job in js.jobs) == ids
     assert set(js.jobs[0].results) == {"s0", "s1", "s2", "s3"}
+
+
+@both_peers
+async def test_a_driver_that_was_away_while_work_was_waiting(belt: Belt, older: MakeOlder) -> None:
+    before = await older("a", Held()).start()
+    await belt.pipeline(step("s", "a"), step("t", "a"))
+    running = await belt.start()
+    await until(lambda: before.tickets)
+    await belt.until_step(running, "s", "RUNNING")
+    await before.stop()
+
+    async def alone() -> bool:
+        return (await consumer_info(belt.site.nats, "a"))["num_waiting"] == 0
+
+    await until(alone, "the broker to see that nobody pulls")
+    # JetStream would delete what it asked for after 5 s; the stream's own limit keeps it.
+    kept = (await consumer_info(belt.site.nats, "a"))["config"]["inactive_threshold"]
+    assert timedelta(microseconds=kept / 1000) == timedelta(days=1)
+    waiting = [await belt.start() for _ in range(3)]
+    for run in waiting:
+        await belt.until_step(run, "s", "QUEUED")
+    after = await older("a").start()
+    await after.answer(before.tickets[0], {"success": True})
+    for run in [running, *waiting]:
+        ended = await belt.ended(run)
+        assert (state(ended), [each.attempt for each in ended.steps]) == ("SUCCEEDED", [1, 1])
+    assert before.steps + sorted(after.steps) == ["s"] * 4 + ["t"] * 4
+    assert sorted(after.runs) == sorted([running.id, *[run.id for run in waiting] * 2])
 
 
 async def test_a_driver_that_was_away_finds_its_work(belt: Belt, older: MakeOlder) -> None:
@@ -108,6 +165,7 @@ async def test_a_driver_that_was_away_finds_its_work(belt: Belt, older: MakeOlde
             assert after.runs.count(run.id) == 2
 
 
+@both_peers
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_broker_that_ends_while_work_waits_and_runs(belt: Belt, older: MakeOlder, how: str) -> None:
     held, quick = Held(), await older("quick").start()
@@ -164,6 +222,7 @@ async def test_a_server_killed_around_a_publish_gives_nothing_out_twice(
         assert driver.steps == ["s", "t", "u"]
 
 
+@both_peers
 async def test_a_server_killed_at_any_time_loses_and_repeats_nothing(belt: Belt, older: MakeOlder) -> None:
     drivers = [await older(name).start() for name in "ab"]
     await belt.pipeline(step("s", "a"), step("t", "b"), step("u", "a"))
@@ -206,6 +265,52 @@ async def test_a_worker_by_grpc_takes_over_from_a_driver_that_is_away(belt: Belt
     assert state(await belt.ended(second)) == "SUCCEEDED"
     assert [job.run for job in worker.jobs] == [second.id]
     assert driver.runs == [first.id]
+
+
+@both_peers
+async def test_without_the_filter_of_tickets_there_are_broadcasts_only(belt: Belt, older: MakeOlder) -> None:
+    driver = await older("a", filters=("resources.app",)).start()
+    await belt.pipeline(step("s", "a"))
+    waiting = await belt.start()
+    queued = await belt.until_step(waiting, "s", "QUEUED", reason="CONSUMER_MISMATCH")
+    assert queued.message == "JetStream consumer a has no filter that matches drivers.a.resources.app"
+    await belt.connected("a")
+    _, broadcast = await belt.client.resources.create(Resource(name="alone", definition="app"))
+    assert broadcast is not None
+    assert state(await belt.ended(broadcast)) == "SUCCEEDED"
+    assert driver.runs == [broadcast.id]
+
+
+async def test_the_peer_in_go_says_what_was_recorded(belt: Belt, own_site: Site, tmp_path: Path) -> None:
+    """But for names and times, and what our tickets have in their metadata besides. Its line is in the log once."""
+    heard: dict[str, dict[str, Any]] = {}
+
+    async def hear(message: Msg) -> None:
+        heard[message.subject] = json.loads(message.data)
+
+    async with await connect(own_site.nats.url) as client:
+        for subject in ("$JS.API.CONSUMER.CREATE.messages.>", "logs.>", "live.logs.>", "pipelines.driver.result"):
+            await client.subscribe(subject, cb=hear)
+        await client.flush()
+        driver = await GoOlder(own_site.nats.url, "d1", directory=tmp_path).start()
+        await belt.pipeline(step("s", "d1"), name="p3")
+        run = await belt.ended(await belt.start("p3", resource="run1", x="a"))
+        await until(lambda: len(heard) == 4, "all that it says")
+        await driver.stop()
+    assert (state(run), run.steps[0].result.message) == ("SUCCEEDED", "ok")
+    assert await belt.lines(run) == ["hello from d1"]
+
+    (asked,) = vectors("js-api-request", "$JS.API.CONSUMER.CREATE.messages.d1")
+    assert heard[asked["subject"]] == json.loads(json.dumps(asked["body"]).replace("load", "app"))
+    told = heard["pipelines.driver.result"]
+    recorded = deepcopy(vectors("js-publish", "pipelines.driver.result")[0]["body"])
+    assert set(told["resource"]["metadata"]) > set(recorded["resource"]["metadata"])
+    for body in (told, recorded):
+        body["resource"] |= {"id": "", "metadata": {}, "resource": ""}
+    assert told == recorded | {"run_id": run.id}
+    line = vectors("js-publish", "logs.")[0]["body"] | {"runid": run.id}
+    for subject in (f"logs.{run.id}", f"live.logs.{run.id}.d1"):
+        assert heard[subject] == line | {"timestamp": heard[subject]["timestamp"]}
 
 
 async def test_newer_drivers_over_jetstream_in_a_namespace(belt: Belt, own_site: Site, tmp_path: Path) -> None:

@@ -44,11 +44,19 @@ class Held:
 class Older:
     """One process of an older driver: the recorded consumer, acks before its work, one job after another.
 
-    `echo`: whether it sends the resource's metadata back. `tickets` are all that it was given.
+    `echo`: whether it sends the resource's metadata back. `filters`: those of its consumer, when they are not the
+    recorded ones. `tickets` are all that it was given.
     """
 
     def __init__(
-        self, url: str, name: str, work: Work = succeed, *, definition: str = "app", echo: bool = True
+        self,
+        url: str,
+        name: str,
+        work: Work = succeed,
+        *,
+        definition: str = "app",
+        echo: bool = True,
+        filters: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.tickets: list[Ticket] = []
@@ -59,6 +67,8 @@ class Older:
         recorded = vectors("js-api-request", "$JS.API.CONSUMER.CREATE.messages.d1")[0]
         text = json.dumps(recorded["body"]).replace("d1", name).replace("load", definition)
         self.request: dict[str, Any] = json.loads(text)
+        if filters:
+            self.request["config"]["filter_subjects"] = list(filters)
         self._client = Client()
         self._jobs: asyncio.Queue[Ticket] = asyncio.Queue()
         self._ended = asyncio.Event()
