@@ -155,10 +155,14 @@ async def _strike_during(
 
     async def lane(component: str, number: int, mine: Sequence[Fault]) -> None:
         rng = Random(f"{settings.seed}/{component}/{number}")
-        while not ending.is_set():
+        # Once at least, also where a busy machine lets a short round be over before anything could strike.
+        struck = False
+        while not (struck and ending.is_set()):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), rng.uniform(0.1, 1.2))
-                return
+                if struck:
+                    return
+            struck = True
             fault = rng.choices(mine, [_WEIGHTS.get(fault.name.partition("-")[0], 1) for fault in mine])[0]
             own = Random(rng.random())
             recorder.note("strike", fault=fault.name, component=component)
