@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from tests.support.cli import CONVEYOR, Cli, Done
 from tests.support.examples import COMMANDS
 from tests.support.golang import build
 from tests.support.tour import PATH, TREE
+from tests.support.wait import until_sync
 
 # The first build of a program in Go takes a minute, and many run at a time.
 pytestmark = pytest.mark.timeout(600)
@@ -135,3 +137,27 @@ def test_what_is_wrong_with_the_command_line_is_said(words: list[str], said: str
     done = verify(*words)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_behind(how: signal.Signals, tmp_path: Path) -> None:
+    temporary, started = tmp_path / "tmp", tmp_path / "started"
+    temporary.mkdir()
+    command = ["sh", "-c", f"touch {started}; sleep 600; true"]
+    kit = subprocess.Popen(
+        [CONVEYOR, "driver", "verify", *JETSTREAM, "--timeout", "10m", "--", *command],
+        env={**Cli().environment, "TMPDIR": str(temporary)},
+    )
+    until_sync(started.exists, "the driver to start")
+    kit.send_signal(how)
+    assert kit.wait(60) == 130
+
+    def left() -> list[str]:
+        return [
+            line
+            for line in subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
+            if str(tmp_path) in line
+        ]
+
+    until_sync(lambda: not left(), "the end of driver and broker")
+    assert list(temporary.iterdir()) == []

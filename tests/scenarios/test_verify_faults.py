@@ -30,8 +30,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 async def verify(transport: str, fault: str, only: frozenset[str], directory: Path) -> list[Verdict]:
     """What the kit says of the driver with this fault."""
     command = [sys.executable, "-P", "-m", f"tests.support.planted_{transport}", fault]
-    log = directory / f"{transport}-{fault}.log"
-    return await verdicts(Settings(command, log, transport, namespace="verify", only=only))
+    folder = directory / f"{transport}-{fault}"
+    folder.mkdir()
+    return await verdicts(Settings(command, folder, transport=transport, namespace="verify", only=only))
 
 
 async def test_each_fault_fails_its_check_and_no_other(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ async def test_each_fault_fails_its_check_and_no_other(tmp_path: Path) -> None:
 
 async def test_a_driver_that_does_not_come_is_given_up_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no settings')"]
-    first, *rest = await verdicts(Settings(command, tmp_path / "driver.log"))
+    first, *rest = await verdicts(Settings(command, tmp_path))
     assert first.check == "registers"
     assert first.said == "expected the driver to come; the driver ended with exit status 1: no settings"
     assert {each.said for each in rest} == {"the driver does not come"}

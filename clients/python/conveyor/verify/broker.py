@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,9 +18,10 @@ _MAX_PAYLOAD = 8 * 1024 * 1024
 class Broker:
     """One nats-server with JetStream, on a free port of the loopback."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        """What it stores is in `folder`."""
         self.address = ""
-        self._folder = Path()
+        self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -41,11 +41,16 @@ class Broker:
             raise CannotServe(f"{binary} does not start") from None
         self.address = address
 
-    async def kill(self) -> None:
-        """End it as a crash does."""
+    def abandon(self) -> None:
+        """End it, and don't wait for that."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
+
+    async def kill(self) -> None:
+        """End it as a crash does."""
+        self.abandon()
+        if self._process is not None:
             await self._process.wait()
             self._process = None
 
@@ -59,15 +64,7 @@ class Broker:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
-    async def close(self) -> None:
-        """End it, and leave nothing."""
-        await self.kill()
-        if self._folder != Path():
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
-
     def _prepare(self) -> Path:
-        if self._folder == Path():
-            self._folder = Path(tempfile.mkdtemp(prefix="conveyor-verify-nats-"))
         for stale in self._folder.glob("*.ports"):
             stale.unlink()
         config = self._folder / "nats.conf"

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from conveyor.verify import checks, grpc_checks
@@ -52,8 +53,8 @@ NAMES = tuple(check.name for check in _GRPC)
 TRANSPORTS = ("grpc", "jetstream")
 
 
-def of(transport: str, namespace: str, driver: str) -> tuple[Sequence[Check], Site]:
-    """The checks of a transport, and the server that they need."""
+def of(transport: str, namespace: str, driver: str, folder: Path) -> tuple[Sequence[Check], Site]:
+    """The checks of a transport, and the server that they need, which keeps its files in `folder`."""
     if transport == "grpc":
         return _GRPC, GrpcSite(namespace)
     # It needs a library that gRPC drivers do without.
@@ -62,4 +63,4 @@ def of(transport: str, namespace: str, driver: str) -> tuple[Sequence[Check], Si
 
     own = {name: getattr(jetstream_checks, name.replace("-", "_"), None) for name in NAMES}
     jetstream = [Check(each.name, own[each.name] or each.run, each.prepare and _as_usual) for each in _GRPC]
-    return jetstream, JetStreamSite(namespace, driver)
+    return jetstream, JetStreamSite(namespace, driver, folder)

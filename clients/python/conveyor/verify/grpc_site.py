@@ -106,6 +106,9 @@ class GrpcSite(WorkerServiceServicer):
         if self._server is not None:
             await self._server.stop(None)
 
+    def abandon(self) -> None:
+        """It has no processes."""
+
     async def forget_driver(self) -> None:
         self.streams.clear()
         self._session = ""

@@ -5,6 +5,7 @@ import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conveyor.verify import tickets
@@ -37,11 +38,11 @@ _AWAY = (nats.errors.Error, OSError, TimeoutError)
 class JetStreamSite:
     """See Site. The driver's consumer is in `consumer`, as the broker last described it."""
 
-    def __init__(self, namespace: str, driver: str) -> None:
+    def __init__(self, namespace: str, driver: str, folder: Path) -> None:
         self.changes = Changes()
         self.attempts = Attempts()
         self.namespace = namespace
-        self.broker = Broker()
+        self.broker = Broker(folder)
         self.consumer: Mapping[str, Any] = {}
         self.acks: dict[int, list[str]] = {}
         """What drivers said of tickets, by their sequence: +ACK, +WPI, -NAK, +TERM."""
@@ -105,7 +106,10 @@ class JetStreamSite:
         await cancelled(*self._tasks)
         await self._disconnect()
         await self._door.close()
-        await self.broker.close()
+        await self.broker.kill()
+
+    def abandon(self) -> None:
+        self.broker.abandon()
 
     async def forget_driver(self) -> None:
         await self._forget_tickets()

@@ -1,5 +1,6 @@
 """Runs the checks one after the other, on as few processes of the driver as will do."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ class Settings:
     """What is verified and how. `driver`: the name that it must say, any when empty. `timeout` is in seconds."""
 
     command: Sequence[str]
-    log: Path
+    folder: Path
+    """An empty folder for the time of the kit's run."""
+    log: Path | None = None
     """Gets what the driver prints."""
     transport: str = "grpc"
     driver: str = ""
@@ -41,17 +44,22 @@ class Verdict:
 
 
 async def verify(settings: Settings) -> AsyncGenerator[Verdict, None]:
-    """The verdict of each check, as it comes. Raises OSError when the command cannot be started,
-    CannotServe when there can be no test server."""
-    checks, site = catalogue.of(settings.transport, settings.namespace, settings.driver)
+    """The verdict of each check, as it comes. Raises CannotStart of the command, CannotServe of the test server."""
+    checks, site = catalogue.of(settings.transport, settings.namespace, settings.driver, settings.folder)
     kit = _Kit(settings, site)
     try:
         await site.start()
         for check in checks:
             yield await kit.judge(check)
+    except asyncio.CancelledError:
+        # Perhaps there is no time for more.
+        site.abandon()
+        raise
     finally:
-        await kit.end_process()
-        await site.close()
+        try:
+            await kit.end_process()
+        finally:
+            await site.close()
 
 
 async def verdicts(settings: Settings) -> list[Verdict]:
@@ -64,6 +72,7 @@ class _Kit:
     def __init__(self, settings: Settings, site: Site) -> None:
         self._settings = settings
         self._site = site
+        self._log = settings.log or settings.folder / "driver.log"
         self._process: DriverProcess | None = None
         self._came = False
         self._given_up = False
@@ -105,7 +114,7 @@ class _Kit:
                 "CONVEYOR_SLOTS": str(self._settings.slots),
             }
             self._process = await DriverProcess.start(
-                self._settings.command, environment, self._settings.log, self._site.changes.notify
+                self._settings.command, environment, self._log, self._site.changes.notify
             )
         rig: Rig[Any] = Rig(
             self._site,

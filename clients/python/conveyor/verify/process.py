@@ -10,6 +10,10 @@ from pathlib import Path
 _LAST_BYTES = 2_000
 
 
+class CannotStart(Exception):
+    """The driver's command cannot be started; the text says why."""
+
+
 class DriverProcess:
     """One process of the driver. Whatever it started ends with it."""
 
@@ -22,16 +26,19 @@ class DriverProcess:
     async def start(
         cls, command: Sequence[str], environment: Mapping[str, str], log: Path, changed: Callable[[], None]
     ) -> "DriverProcess":
-        """Start it; what it prints is added to `log`, and `changed` is called when it has ended. Raises OSError."""
+        """Start it; what it prints is added to `log`, and `changed` is called when it has ended. Raises CannotStart."""
         with await asyncio.to_thread(log.open, "ab") as sink:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env={**_inherited(), **environment},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                start_new_session=True,
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    env={**_inherited(), **environment},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=sink,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise CannotStart(f"cannot start {command[0]}: {error.strerror}") from None
         return cls(process, log, changed)
 
     @property

@@ -30,6 +30,9 @@ class Site(Protocol):
     async def forget_driver(self) -> None:
         """What was known of the driver's process counts no more: another one comes."""
 
+    def abandon(self) -> None:
+        """Leave no process behind, at once; `close` may still come, or not."""
+
     def ready(self) -> str:
         """What is still missing before the driver can be given attempts; empty when nothing is."""
 

@@ -1,5 +1,7 @@
 """`conveyor driver verify`."""
 
+import asyncio
+import signal
 import sys
 import tempfile
 from contextlib import aclosing
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from conveyor.cli.failures import CliError, Ended, Exit
+from conveyor.cli.failures import CliError, Ended, Exit, Interrupted
 from conveyor.cli.options import Settings, command, settings
 from conveyor.cli.output import print_value
 from conveyor.cli.session import run_alone
@@ -16,6 +18,7 @@ from conveyor.cli.terminal import one_line, use_colour
 from conveyor.cli.values import seconds_option
 from conveyor.sdk.config import namespace
 from conveyor.verify import catalogue, kit
+from conveyor.verify.process import CannotStart
 from conveyor.verify.site import CannotServe
 
 _COLOURS = {"ok": "green", "FAIL": "red", "skipped": None}
@@ -65,7 +68,8 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="conveyor-verify-") as folder:
         verification = kit.Settings(
             command=driver_command,
-            log=log or Path(folder, "driver.log"),
+            folder=Path(folder),
+            log=log,
             transport=transport,
             driver=driver,
             namespace=namespace(options.namespace),
@@ -83,15 +87,21 @@ def verify(
 
 async def _judged(options: Settings, verification: kit.Settings) -> list[kit.Verdict]:
     found: list[kit.Verdict] = []
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         async with aclosing(kit.verify(verification)) as verdicts:
             async for each in verdicts:
                 found.append(each)
                 _show(options, each)
-    except OSError as error:
-        raise CliError(f"cannot start {verification.command[0]}: {error.strerror}", code=Exit.USAGE) from None
+    except CannotStart as error:
+        raise CliError(str(error), code=Exit.USAGE) from None
     except CannotServe as error:
         raise CliError(str(error)) from None
+    except asyncio.CancelledError:
+        # The driver and the broker are ended.
+        raise Interrupted from None
     return found
 
 
