@@ -10,7 +10,7 @@ import pytest
 from conveyor.core import errors
 from conveyor.core.model import CancelRequested, RunCreated
 from conveyor.core.plan import SECOND
-from conveyor.store.port import Guard, Put, Unavailable, Uncertain
+from conveyor.store.port import Exhausted, Guard, Put, Unavailable, Uncertain
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 from tests.support.faulty import once, touches
 from tests.support.rig import (
@@ -282,6 +282,25 @@ async def test_results_wait_while_the_store_is_away_and_requests_fail(replica: R
     await until(lambda: a.acks)
     assert a.acks[0].disposition == result_pb2.DISPOSITION_ACCEPTED
     assert replica.held == 0
+
+
+async def test_results_wait_while_the_store_is_full(replica: Replica, workers: Connect) -> None:
+    a = await workers(replica, "a", mute)
+    run = await replica.launch(step("a"))
+    given = await a.next_given()
+    replica.store.full = True
+    with pytest.raises(Exhausted):
+        await replica.engine.request("default", run, CancelRequested("", 0))
+    await a.answer(given)
+    await until(lambda: replica.store.refused > 2)
+    assert a.acks == []
+    assert a.error is None
+    replica.store.full = False
+    assert (await replica.ended(run)).state == RUN_SUCCEEDED
+    await until(lambda: a.acks)
+    assert a.acks[0].disposition == result_pb2.DISPOSITION_ACCEPTED
+    assert len(a.given) == 1
+    replica.assert_at_rest()
 
 
 async def test_an_unknown_run_leaves_nothing_behind(replica: Replica) -> None:

@@ -8,7 +8,19 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from conveyor.core.plan import SECOND
 from conveyor.engine.clock import anchored_clock
-from conveyor.store.port import Changes, Guard, KeyValue, Lease, Listing, Put, Reset, Store, Unavailable, Uncertain
+from conveyor.store.port import (
+    Changes,
+    Exhausted,
+    Guard,
+    KeyValue,
+    Lease,
+    Listing,
+    Put,
+    Reset,
+    Store,
+    Unavailable,
+    Uncertain,
+)
 
 
 class Clock:
@@ -33,6 +45,8 @@ class FaultyStore:
         self._store = store
         self.away = False
         """Whether everything fails with Unavailable."""
+        self.full = False
+        """Whether commits fail with Exhausted."""
         self.lose: Callable[[Sequence[Put]], str] = lambda puts: ""
         """Says of a commit whether its answer is lost: "before" it takes effect, "after", or "" for not."""
         self.hold: asyncio.Event | None = None
@@ -41,7 +55,7 @@ class FaultyStore:
         """Reads of runs wait for it."""
         self.commits = 0
         self.refused = 0
-        """How often it was away when somebody came."""
+        """How often it was away or full when somebody came."""
 
     @property
     def epoch(self) -> str:
@@ -71,6 +85,9 @@ class FaultyStore:
         if self.hold is not None:
             await self.hold.wait()
         self._check()
+        if self.full:
+            self.refused += 1
+            raise Exhausted("the store is full")
         lost = self.lose(puts)
         if lost == "before":
             raise Uncertain("lost")
