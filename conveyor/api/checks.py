@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from conveyor.core import errors, limits
 from conveyor.core.errors import Violation
@@ -176,6 +176,20 @@ def struct(most: int | None) -> Check:
             problems.too_large(path, f"{text} (small numbers take more room there than in JSON)")
 
     return check
+
+
+def value(problems: Problems, path: str, value: Value) -> None:
+    """A free-form value: JSON that is not too deep, without NaN and infinities."""
+    holder = Struct()
+    holder.fields["value"].CopyFrom(value)
+    try:
+        plain(holder, _DEPTH)
+    except Unrepresentable as error:
+        where = path + error.pointer.removeprefix("/value")
+        if error.too_deep:
+            problems.too_large(where, f"is nested deeper than {_DEPTH} levels")
+        else:
+            problems.add(where, f"{error}; send it as a string")
 
 
 def unsupported(problems: Problems, path: str, message: Any, key: str) -> None:

@@ -53,6 +53,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
             request.definition,
             request.resource,
             pipeline=request.pipeline,
+            params=request.params if request.HasField("params") else None,
             labels=request.labels,
             slip=await request_slip(self._repositories, namespace, request),
             validate_only=request.validate_only,

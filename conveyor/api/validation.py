@@ -14,6 +14,8 @@ from conveyor.api import checks
 from conveyor.api.checks import DAY, SECOND, Check, Problems
 from conveyor.core import limits
 from conveyor.core.graph_check import check_graph
+from conveyor.core.params import check_params
+from conveyor.expressions.check import check_expressions
 from conveyor.v1 import (
     driver_service_pb2,
     log_service_pb2,
@@ -98,6 +100,29 @@ def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
     problems.found.extend(check_graph(pipeline, parent))
 
 
+def _params(problems: Problems, path: str, pipeline: Any, key: str) -> None:
+    """How parameters are declared."""
+    for i, param in enumerate(pipeline.params):
+        where = f"{path}[{i}]"
+        checks.text(limits.STEP_DESCRIPTION_BYTES)(problems, f"{where}.description", param, "description")
+        if param.HasField("default"):
+            checks.value(problems, f"{where}.default", param.default)
+        for j, value in enumerate(param.enum):
+            checks.value(problems, f"{where}.enum[{j}]", value)
+    problems.found.extend(check_params(pipeline.params, path))
+
+
+def _expressions(problems: Problems, path: str, pipeline: Any, _: str) -> None:
+    """The expressions of a pipeline in which nothing else is wrong: what they refer to is known then."""
+    if not problems.found:
+        problems.found.extend(check_expressions(pipeline, path))
+
+
+def _params_without_pipeline(problems: Problems, path: str, resource: Any, key: str) -> None:
+    if resource.params.fields and not resource.pipeline:
+        problems.add(path, "needs pipeline too, which takes them")
+
+
 def _pipeline_size(problems: Problems, path: str, pipeline: Any, _: str) -> None:
     if (size := pipeline.ByteSize()) > limits.PIPELINE_BYTES:
         problems.too_large(path, f"takes {size} bytes with its context; at most {limits.PIPELINE_BYTES}")
@@ -142,8 +167,7 @@ _STEP: Rules = (
     ("timeout", checks.duration(SECOND // 10, 366 * DAY)),
     ("queue_timeout", checks.duration(SECOND // 10, 366 * DAY)),
     ("retry", _retry),
-    ("when", checks.unsupported),
-    ("params", checks.unsupported),
+    ("params", checks.struct(None)),
     ("matrix", checks.unsupported),
     ("description", checks.text(limits.STEP_DESCRIPTION_BYTES)),
 )
@@ -153,11 +177,12 @@ _PIPELINE: Rules = (
     ("description", checks.text(limits.DESCRIPTION_BYTES)),
     ("definition", checks.optional_name),
     ("", _pipeline_size),
+    ("params", _params),
     ("steps", _steps),
     ("context", checks.struct(None)),
     ("timeout", checks.duration(SECOND, 366 * DAY)),
     ("finally_timeout", checks.duration(SECOND, 366 * DAY)),
-    ("params", checks.unsupported),
+    ("", _expressions),
 )
 _DEFINITION: Rules = (
     ("name", checks.name),
@@ -171,7 +196,8 @@ _RESOURCE: Rules = (
     ("pipeline", checks.optional_name),
     ("labels", checks.labels),
     ("spec", checks.struct(limits.SPEC_BYTES)),
-    ("params", checks.unsupported),
+    ("params", checks.struct(limits.PARAMS_BYTES)),
+    ("params", _params_without_pipeline),
 )
 
 _NAMESPACE: Rules = (("namespace", checks.optional_name),)
@@ -223,7 +249,7 @@ RULES: dict[type[Message], Rules] = {
         ("definition", checks.name),
         ("resource", checks.name),
         ("pipeline", checks.optional_name),
-        ("params", checks.unsupported),
+        ("params", checks.struct(limits.PARAMS_BYTES)),
         ("labels", checks.labels),
         *_REQUEST_ID,
     ),

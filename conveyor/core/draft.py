@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conveyor.core.inputs import Seen, Verdict
 from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw
 from conveyor.core.plan import Plan
 from conveyor.core.rules import may_start
@@ -37,6 +38,7 @@ class Draft:
         "failed",
         "freed",
         "head",
+        "inputs",
         "jitter",
         "more",
         "now",
@@ -57,6 +59,7 @@ class Draft:
 
     def __init__(self, old: RunState, now: int, jitter: float, *, thorough: bool = False) -> None:
         self.plan: Plan = old.plan
+        self.inputs = old.inputs
         self.head = head = storage_pb2.RunHead()
         head.CopyFrom(old.head)
         self.states = bytearray(head.step_states)
@@ -132,6 +135,28 @@ class Draft:
         record.reason = reason
         self.states[index] = state
         self.reasons[index] = reason
+
+    def verdict(self, index: int) -> Verdict:
+        """What the expressions of a step make of it."""
+        if self.inputs is None:
+            raise ValueError(f"nobody evaluates the expressions of step {self.plan.steps[index].id}")
+        return self.inputs.judge(index, Seen(self.head, self.states, self.reasons, self._steps))
+
+    def admit(self, index: int, verdict: Verdict) -> None:
+        """Do what its expressions make of a step that never was queued: it waits for a worker, is skipped, or fails."""
+        if not verdict.reason:
+            self.queue(index)
+            if verdict.params:
+                self.edit(index).params = verdict.params
+                self.bytes_taken += len(verdict.params)
+            return
+        if verdict.reason == run_pb2.STEP_REASON_CONDITION_FALSE:
+            self.finish(index, run_pb2.STEP_STATE_SKIPPED, verdict.reason)
+            return
+        # It had no attempt; its record keeps what is wrong.
+        self._steps[index] = storage_pb2.StepRecord(step=self.plan.steps[index].id, queue_time=self.stamp)
+        self.changed.add(index)
+        self.finish(index, run_pb2.STEP_STATE_FAILED, verdict.reason, verdict.message)
 
     def queue(self, index: int, *, next_attempt: bool = False) -> None:
         """Make a step ready for a worker: its first attempt, its next one, or the same one again."""
@@ -300,7 +325,14 @@ class Draft:
         head.update_time = self.stamp
         return Decision(
             state=RunState(
-                self.plan, head, self._steps, self.open_needs, self.open_main, self.open_finally, self.failed
+                self.plan,
+                head,
+                self._steps,
+                self.open_needs,
+                self.open_main,
+                self.open_finally,
+                self.failed,
+                self.inputs,
             ),
             dirty=True,
             changed=frozenset(self.changed),

@@ -28,6 +28,17 @@ PIPELINE_BYTES = 448 << 10
 STEPS = 1000
 """Steps of a pipeline, finally steps included."""
 
+PARAMS = 100
+"""Parameters of a pipeline."""
+
+PARAMS_BYTES = 64 << 10
+"""What a resource or a start gives for them, as JSON."""
+
+EXPRESSION_BYTES = 4 << 10
+
+STEP_PARAMS_BYTES = 64 << 10
+"""What a step's params with expressions come to, as it is stored: the step's record keeps it."""
+
 DESCRIPTION_BYTES = 4 << 10
 STEP_DESCRIPTION_BYTES = 1 << 10
 CANCEL_MESSAGE_BYTES = 1 << 10

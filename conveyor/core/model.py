@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from conveyor.core.inputs import StepInputs
 from conveyor.core.plan import Plan
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2
@@ -29,7 +30,8 @@ class RunState:
 
     `steps[i]` is the record of step i, None until it is QUEUED for the first time. The counters derive from
     `head.step_states`: `open_needs[i]` needs of step i that are not terminal, how many main and finally steps are
-    not, and how many main steps failed although they must not.
+    not, and how many main steps failed although they must not. `inputs` evaluates expressions; only a plan that is
+    judged needs it.
     """
 
     plan: Plan
@@ -39,9 +41,16 @@ class RunState:
     open_main: int
     open_finally: int
     failed: int
+    inputs: StepInputs | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, plan: Plan, head: storage_pb2.RunHead, records: Iterable[storage_pb2.StepRecord]) -> RunState:
+    def of(
+        cls,
+        plan: Plan,
+        head: storage_pb2.RunHead,
+        records: Iterable[storage_pb2.StepRecord],
+        inputs: StepInputs | None = None,
+    ) -> RunState:
         """The state from what is stored. Raises KeyError for a record of a step that the plan does not have."""
         steps: list[storage_pb2.StepRecord | None] = [None] * len(plan.steps)
         for record in records:
@@ -59,6 +68,7 @@ class RunState:
                 states[step.index] == run_pb2.STEP_STATE_FAILED and not step.allow_failure
                 for step in plan.steps[: plan.main]
             ),
+            inputs=inputs,
         )
 
     @property
@@ -67,7 +77,12 @@ class RunState:
         return self.head.state in TERMINAL_RUN
 
 
-def new_run(plan: Plan, head: storage_pb2.RunHead, inherited: Iterable[storage_pb2.StepRecord] = ()) -> RunState:
+def new_run(
+    plan: Plan,
+    head: storage_pb2.RunHead,
+    inherited: Iterable[storage_pb2.StepRecord] = (),
+    inputs: StepInputs | None = None,
+) -> RunState:
     """The state of a run that begins: fills states, deadline and counters of `head` and keeps it.
 
     `inherited` are the succeeded steps of the run that this one retries.
@@ -83,7 +98,7 @@ def new_run(plan: Plan, head: storage_pb2.RunHead, inherited: Iterable[storage_p
     # The clock may have been set back since the steps that are taken over ended.
     head.update_time = max(head.create_time, *(record.end_time for record in kept), 0)
     head.result_bytes = sum(len(record.result.data) for record in kept)
-    return RunState.of(plan, head, kept)
+    return RunState.of(plan, head, kept, inputs)
 
 
 def keep_waiting(state: RunState) -> None:
@@ -125,12 +140,19 @@ def inheritable(state: RunState) -> list[storage_pb2.StepRecord]:
                 same[index] = True
                 kept.append(_inherited(record))
             elif head.step_states[index] == run_pb2.STEP_STATE_SKIPPED:
-                same[index] = head.step_reasons[index] in _DECIDED_BY_NEEDS
+                same[index] = head.step_reasons[index] in _DECIDED_BY_NEEDS or _condition_repeats(state, index)
         for dependent in step.dependents:
             open_needs[dependent] -= 1
             if not open_needs[dependent]:
                 order.append(dependent)
     return kept
+
+
+def _condition_repeats(state: RunState, index: int) -> bool:
+    """Whether a step was skipped because of its condition, and is going to be again."""
+    if state.head.step_reasons[index] != run_pb2.STEP_REASON_CONDITION_FALSE or state.inputs is None:
+        return False
+    return state.inputs.repeats(index)
 
 
 def _inherited(record: storage_pb2.StepRecord) -> storage_pb2.StepRecord:

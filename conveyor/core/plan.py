@@ -42,6 +42,9 @@ class RetryPlan:
 
 NO_RETRY = RetryPlan()
 
+EXPRESSION_MARK = b"${{"
+"""Where an expression begins within the text of a step's params."""
+
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
@@ -49,7 +52,8 @@ _DIGITS = bytes.maketrans(b"01", b"\0\1")
 class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
-    A `queue_timeout` of 0 is no bound.
+    A `queue_timeout` of 0 is no bound. `judged`: it has expressions, which decide whether it runs and with which
+    params; those of one whose params have none are `params`, a serialized Struct.
     """
 
     index: int
@@ -63,11 +67,15 @@ class PlanStep:
     timeout: int
     queue_timeout: int
     retry: RetryPlan
+    judged: bool = False
+    params: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All steps in snapshot order, finally steps last: the first `main` ones are the others.
+
+    `judged`: any of them is.
 
     A broadcast has neither order nor failure policy: each driver answers for itself.
     """
@@ -81,6 +89,7 @@ class Plan:
     timeout: int
     finally_timeout: int
     ancestors: tuple[int, ...]
+    judged: bool = False
 
     def inputs(self, index: int) -> Sequence[int]:
         """The steps whose results the step receives: all before it, all ancestors in a graph, or all main ones."""
@@ -130,6 +139,14 @@ def _ancestor_masks(needs: Sequence[tuple[int, ...]], dependents: Sequence[Seque
     return tuple(masks)
 
 
+def _params(step: pipeline_pb2.Step) -> tuple[bool, bytes]:
+    """Whether the step's params have expressions, and the params if not."""
+    if not step.HasField("params"):
+        return False, b""
+    params = step.params.SerializeToString()
+    return (True, b"") if EXPRESSION_MARK in params else (False, params)
+
+
 def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
     """The plan of a pipeline that was validated before; a pipeline without a name is a broadcast."""
     main = len(pipeline.steps)
@@ -149,6 +166,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         needs.append(before)
         for need in before:
             dependents[need].append(i)
+    params = [_params(step) for step in sources]
     steps = tuple(
         PlanStep(
             index=i,
@@ -162,6 +180,8 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
             queue_timeout=micros(step.queue_timeout) if step.HasField("queue_timeout") else 0,
             retry=_retry_plan(step),
+            judged=bool(step.when) or params[i][0],
+            params=params[i][1],
         )
         for i, step in enumerate(sources)
     )
@@ -177,4 +197,5 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             micros(pipeline.finally_timeout) if pipeline.HasField("finally_timeout") else DEFAULT_FINALLY_TIMEOUT
         ),
         ancestors=() if is_list else _ancestor_masks(needs, dependents),
+        judged=any(step.judged for step in steps),
     )

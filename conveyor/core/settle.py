@@ -23,7 +23,12 @@ def settle(draft: Draft) -> None:
         if draft.failed and draft.plan.fail_fast:
             _fail_fast(draft)
         if draft.candidates:
+            failed = draft.failed
             _judge_candidates(draft)
+            if draft.failed > failed and draft.plan.fail_fast:
+                # The expressions of a step failed it: what was queued before it in this commit is stopped too.
+                _fail_fast(draft)
+                _judge_candidates(draft)
     if draft.open_main:
         return
     if draft.open_finally:
@@ -53,8 +58,18 @@ def _judge_candidates(draft: Draft) -> None:
         reason = judge(draft.plan, draft.states, index)
         if reason:
             draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
+        elif draft.failed and not draft.may_start(index):
+            draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_FAIL_FAST, "another step failed")
         elif draft.fits(index):
-            draft.queue(index)
+            _start(draft, index)
+
+
+def _start(draft: Draft, index: int) -> None:
+    """Queue a step that may run, unless its expressions say otherwise."""
+    if draft.plan.steps[index].judged:
+        draft.admit(index, draft.verdict(index))
+    else:
+        draft.queue(index)
 
 
 def _fail_fast(draft: Draft) -> None:
@@ -116,7 +131,7 @@ def _settle_finally_steps(draft: Draft) -> None:
         return
     for index in steps:
         if draft.states[index] == run_pb2.STEP_STATE_PENDING and draft.fits(index):
-            draft.queue(index)
+            _start(draft, index)
 
 
 def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:

@@ -40,6 +40,10 @@ def packed(run: StoredRun, index: int, now: int) -> bytes:
         message.timeout.nanos = rest * 1000
         message.deadline.seconds, rest = divmod(record.next_time, SECOND)
         message.deadline.nanos = rest * 1000
+    if record.params:
+        message.params.ParseFromString(record.params)
+    elif step.params:
+        message.params.ParseFromString(step.params)
     if not inputs.common:
         inputs.common = _common(run)
     if inputs.states != state.head.step_states:

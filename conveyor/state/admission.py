@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
+
 from conveyor.core import errors, limits
 from conveyor.core.model import TERMINAL_RUN
+from conveyor.core.params import resolve
 from conveyor.state import keys, views
 from conveyor.state.lanes import Lane, Lanes, has_lane
 from conveyor.state.launcher import Launcher, PreparedRun
@@ -57,10 +60,14 @@ class Admission:
         guards: list[Guard],
         *,
         fresh: bool,
+        params: Struct | None = None,
     ) -> Admitted:
         """A run of the resource on the named pipeline, or as a broadcast.
 
-        Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns.
+        `params` are what a start gives, None when a change of the resource starts it.
+
+        Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
+        the parameters do not fit.
         """
         chosen: pipeline_pb2.Pipeline | None = None
         if pipeline:
@@ -73,9 +80,15 @@ class Admission:
                     f"pipeline {pipeline} takes resources of {chosen.definition}, not of {resource.definition}"
                 )
             guards.append(Guard(keys.pipeline(resource.namespace, pipeline), found.mod_revision))
+        values = _params(resource, chosen, params)
         lane = await self._lane(resource, chosen)
         prepared = self._launcher.prepare(
-            resource.namespace, resource, chosen, labels=labels, waits=lane is not None and bool(lane.entries)
+            resource.namespace,
+            resource,
+            chosen,
+            labels=labels,
+            params=values,
+            waits=lane is not None and bool(lane.entries),
         )
         return _admit(prepared, guards, lane, chosen)
 
@@ -97,6 +110,7 @@ class Admission:
             spec.resource,
             spec.pipeline,
             labels=labels,
+            params=Struct.FromString(spec.params) if spec.params else None,
             parent=parent,
             inherited=inherited,
             waits=lane is not None and bool(lane.entries),
@@ -133,6 +147,29 @@ def _admit(
         guards.append(change.guard)
         puts.extend(change.puts)
     return Admitted(prepared, guards, puts)
+
+
+def _params(
+    resource: resource_pb2.Resource, pipeline: pipeline_pb2.Pipeline | None, given: Struct | None
+) -> Struct | None:
+    """The values of the pipeline's parameters. Raises errors.InvalidRequest with all that does not fit."""
+    if pipeline is None:
+        if given is not None and given.fields:
+            text = "the resource moves on no pipeline, which could take them"
+            raise errors.InvalidRequest(violations=[errors.Violation("params", text)])
+        return None
+    own = pipeline.name == resource.pipeline and resource.HasField("params")
+    if not pipeline.params and not own and not (given is not None and given.fields):
+        return None
+    sources: list[tuple[str, Struct]] = []
+    if own:
+        sources.append(("resource.params", resource.params))
+    if given is not None:
+        sources.append(("params", given))
+    values, violations = resolve(pipeline.params, sources or [("resource.params", Struct())])
+    if violations:
+        raise errors.InvalidRequest(violations=violations)
+    return values
 
 
 def merged_labels(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
 from conveyor.core.model import Decision, RunState, new_run
-from conveyor.core.plan import Plan, compile_plan
+from conveyor.core.plan import compile_plan
+from conveyor.expressions.program import Program, RunInputs
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
 from conveyor.state.lanes import Change, Lanes
@@ -83,22 +84,22 @@ class Runs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.lanes = Lanes(store)
-        self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
+        self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
         self._specs = Cache(_SPEC_BYTES_KEPT)
 
-    def plan(self, pipeline: pipeline_pb2.Pipeline) -> Plan:
-        """The compiled plan of a pipeline; kept, since most runs share one."""
+    def _program(self, pipeline: pipeline_pb2.Pipeline) -> Program:
+        """The compiled plan of a pipeline, with its expressions; kept, since most runs share one."""
         if not pipeline.uid:
-            return compile_plan(pipeline)
+            return Program(pipeline, compile_plan(pipeline))
         key = (pipeline.uid, pipeline.generation)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = compile_plan(pipeline)
-            if len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = Program(pipeline, compile_plan(pipeline))
+            if len(self._programs) > _PLANS_KEPT:
+                self._programs.popitem(last=False)
         else:
-            self._plans.move_to_end(key)
-        return plan
+            self._programs.move_to_end(key)
+        return program
 
     def new(
         self,
@@ -127,7 +128,9 @@ class Runs:
             parent_run=parent,
         )
         spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
-        return StoredRun(new_run(self.plan(pipeline), head, inherited), 0, spec)
+        program = self._program(pipeline)
+        inputs = RunInputs(program, spec) if program.plan.judged else None
+        return StoredRun(new_run(program.plan, head, inherited, inputs), 0, spec)
 
     def creation(self, run: StoredRun, decision: Decision) -> NewRun:
         """What must be stored for a run that begins with this decision."""
@@ -207,7 +210,9 @@ class Runs:
             spec = storage_pb2.RunSpec.FromString(spec_value)
             head = storage_pb2.RunHead.FromString(head_kv.value)
             records = [*spec.inherited, *(storage_pb2.StepRecord.FromString(value) for value in step_values)]
-            state = RunState.of(self.plan(spec.pipeline), head, records)
+            program = self._program(spec.pipeline)
+            inputs = RunInputs(program, spec) if program.plan.judged else None
+            state = RunState.of(program.plan, head, records, inputs)
         except (DecodeError, LookupError, ValueError) as error:
             raise Unreadable(f"{head_kv.key} cannot be read: {error!r}") from error
         return StoredRun(state, head_kv.mod_revision, spec)

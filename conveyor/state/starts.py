@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from google.protobuf.struct_pb2 import Struct
+
 from conveyor.core import errors
 from conveyor.core.model import inheritable
 from conveyor.state import keys, views
@@ -33,14 +35,18 @@ class Starts:
         resource: str,
         *,
         pipeline: str = "",
+        params: Struct | None = None,
         labels: Mapping[str, str] | None = None,
         slip: Slip | None = None,
         validate_only: bool = False,
     ) -> run_pb2.Run:
         """Start a run of a resource, on its own pipeline or on the named one. Returns its basic view.
 
+        `params` go over those of the resource, which are for its own pipeline.
+
         Raises errors.NotFound, errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns,
-        errors.InvalidRequest when its labels are too many, and what `Committer.run` raises.
+        errors.InvalidRequest when its labels are too many or the parameters do not fit, and what `Committer.run`
+        raises.
         """
         key = keys.resource(namespace, definition, resource)
 
@@ -53,6 +59,7 @@ class Starts:
                 pipeline or found.object.pipeline,
                 merged_labels(found.object.labels, labels or {}),
                 [Guard(key, found.mod_revision)],
+                params=params if params is not None else Struct(),
                 fresh=fresh,
             )
             return self._draft(admitted, slip)

@@ -89,9 +89,15 @@ PIPELINES: dict[str, tuple[pipeline_pb2.Pipeline, tuple[str, str], str, str]] = 
         "42",
     ),
     "when": (
-        changed(lambda p: setattr(p.steps[1], "when", "true")),
-        ("UNIMPLEMENTED", "UNSUPPORTED_FIELD"),
+        changed(lambda p: setattr(p.steps[1], "when", "1 +")),
+        INVALID,
         "pipeline.steps[1].when",
+        "line 1, column 4: Syntax error",
+    ),
+    "matrix": (
+        changed(lambda p: p.steps[1].matrix.SetInParent()),
+        ("UNIMPLEMENTED", "UNSUPPORTED_FIELD"),
+        "pipeline.steps[1].matrix",
         "does not act on it",
     ),
     "nan": (
@@ -237,7 +243,7 @@ RESOURCES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "many numbers": ({"spec": {"n": 1, "k": [1] * 100_000}}, ("INVALID_ARGUMENT", "TOO_LARGE")),
     "params": (
         {"spec": {"n": 1}, "params": {"fields": {"a": {"bool_value": True}}}},
-        ("UNIMPLEMENTED", "UNSUPPORTED_FIELD"),
+        INVALID,
     ),
     "namespace": ({"spec": {"n": 1}, "namespace": "other"}, INVALID),
 }

@@ -162,9 +162,16 @@ PIPELINES: dict[str, tuple[Change, list[tuple[str, str]]]] = {
         lambda p: setattr(p.concurrency, "policy", 9),
         [("pipeline.concurrency.policy", "INVALID_FIELD")],
     ),
-    "params": (lambda p: p.params.add(name="x"), [("pipeline.params", "UNSUPPORTED_FIELD")]),
-    "when": (on_step(lambda s: setattr(s, "when", "true")), [("pipeline.steps[0].when", "UNSUPPORTED_FIELD")]),
-    "step params": (on_step(lambda s: s.params.update({"a": 1})), [("pipeline.steps[0].params", "UNSUPPORTED_FIELD")]),
+    "params": (lambda p: p.params.add(name="x y"), [("pipeline.params[0].name", "INVALID_FIELD")]),
+    "when": (on_step(lambda s: setattr(s, "when", "tru")), [("pipeline.steps[0].when", "INVALID_FIELD")]),
+    "step params": (
+        on_step(lambda s: s.params.update({"a": "${{ b }}"})),
+        [("pipeline.steps[0].params.a", "INVALID_FIELD")],
+    ),
+    "nan in step params": (
+        on_step(lambda s: s.params.update({"a": float("nan")})),
+        [("pipeline.steps[0].params/a", "INVALID_FIELD")],
+    ),
     "matrix": (on_step(lambda s: s.matrix.SetInParent()), [("pipeline.steps[0].matrix", "UNSUPPORTED_FIELD")]),
     "nan in the context": (
         lambda p: p.context.update({"a": [0, float("nan")]}),
@@ -252,14 +259,14 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
             p.labels.update({"": ""}),
             setattr(p.steps[0], "driver", "B"),
             p.steps[1].needs.append("nobody"),
-            setattr(p.steps[0], "when", "x"),
+            p.steps[0].matrix.SetInParent(),
         )
     )
     assert problems(request) == [
         ("pipeline.name", "INVALID_FIELD"),
         ("pipeline.labels", "INVALID_FIELD"),
         ("pipeline.steps[0].driver", "INVALID_FIELD"),
-        ("pipeline.steps[0].when", "UNSUPPORTED_FIELD"),
+        ("pipeline.steps[0].matrix", "UNSUPPORTED_FIELD"),
         ("pipeline.steps[1].needs[1]", "INVALID_FIELD"),
     ]
     with pytest.raises(errors.InvalidRequest):
@@ -271,7 +278,7 @@ RESOURCES: dict[str, tuple[Change, list[tuple[str, str]]]] = {
     "no definition": (lambda r: r.resource.ClearField("definition"), [("resource.definition", "INVALID_FIELD")]),
     "bad pipeline": (lambda r: setattr(r.resource, "pipeline", "a.b"), [("resource.pipeline", "INVALID_FIELD")]),
     "bad namespace": (lambda r: setattr(r, "namespace", "A"), [("namespace", "INVALID_FIELD")]),
-    "params": (lambda r: r.resource.params.update({"a": 1}), [("resource.params", "UNSUPPORTED_FIELD")]),
+    "params": (lambda r: r.resource.params.update({"a": 1}), [("resource.params", "INVALID_FIELD")]),
     "long request id": (lambda r: setattr(r, "request_id", "é" * 65), [("request_id", "TOO_LARGE")]),
     "spec too large": (lambda r: r.resource.spec.update({"k": "x" * 262_144}), [("resource.spec", "TOO_LARGE")]),
     "spec too large as stored": (
@@ -331,8 +338,8 @@ REQUESTS: dict[str, tuple[Message, list[tuple[str, str]]]] = {
     "cancel message": (run_service_pb2.CancelRunRequest(id=RUN, message="x" * 1025), [("message", "TOO_LARGE")]),
     "grace": (run_service_pb2.CancelRunRequest(id=RUN, grace={"seconds": 3601}), [("grace", "INVALID_FIELD")]),
     "params": (
-        run_service_pb2.StartRunRequest(definition="a", resource="b", params={"fields": {"x": {"bool_value": True}}}),
-        [("params", "UNSUPPORTED_FIELD")],
+        run_service_pb2.StartRunRequest(definition="a", resource="b", params={"x": float("nan")}),
+        [("params/x", "INVALID_FIELD")],
     ),
     "generation": (pipeline_service_pb2.GetPipelineRequest(name="a", generation=-1), [("generation", "INVALID_FIELD")]),
     "attempt alone": (log_service_pb2.ReadLogsRequest(run=RUN, attempt=1), [("attempt", "INVALID_FIELD")]),

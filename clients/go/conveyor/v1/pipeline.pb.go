@@ -550,7 +550,7 @@ type Step struct {
 	// 4 KiB.
 	When string `protobuf:"bytes,16,opt,name=when,proto3" json:"when,omitempty"`
 	// Values for this step's driver. Text may have CEL expressions in ${{ }}, at most 4 KiB each; what comes of all is at
-	// most 64 KiB as JSON.
+	// most 64 KiB as it is stored.
 	Params *structpb.Struct `protobuf:"bytes,17,opt,name=params,proto3" json:"params,omitempty"`
 	// Runs the step once for each combination of values.
 	Matrix *Matrix `protobuf:"bytes,18,opt,name=matrix,proto3" json:"matrix,omitempty"`

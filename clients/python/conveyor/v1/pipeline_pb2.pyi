@@ -355,7 +355,7 @@ class Step(_message.Message):
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
         """Values for this step's driver. Text may have CEL expressions in ${{ }}, at most 4 KiB each; what comes of all is at
-        most 64 KiB as JSON.
+        most 64 KiB as it is stored.
         """
 
     @_builtins.property

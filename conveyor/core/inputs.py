@@ -1,0 +1,45 @@
+"""What the core asks of whoever evaluates the expressions of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import run_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a step that its trigger rule lets run.
+
+    Without a `reason` it runs, and its driver gets `params`, a serialized Struct, if there is any in it. With
+    CONDITION_FALSE it is skipped, with any other one it fails before a driver sees it.
+    """
+
+    reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED
+    message: str = ""
+    params: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A run as it is when one of its steps is judged; `states` and `reasons` are one byte for each step."""
+
+    head: storage_pb2.RunHead
+    states: bytes | bytearray
+    reasons: bytes | bytearray
+    steps: Sequence[storage_pb2.StepRecord | None]
+
+
+class StepInputs(Protocol):
+    """The expressions of one run. Pure: what is stored, and nothing else, decides."""
+
+    def judge(self, index: int, seen: Seen) -> Verdict:
+        """What becomes of a step; whatever it refers to has ended. Never raises."""
+        ...
+
+    def repeats(self, index: int) -> bool:
+        """Whether the step's condition comes to the same in a run that retries this one, if earlier steps do."""
+        ...

@@ -1,0 +1,142 @@
+"""Whether the expressions of a pipeline can work: checked when it is registered, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from conveyor.core.errors import Violation
+from conveyor.core.plan import Plan, compile_plan
+from conveyor.expressions.declarations import Declarations
+from conveyor.expressions.errors import Fault, NotAnExpression
+from conveyor.expressions.expression import Expression, check_expression
+from conveyor.expressions.results import NOT_JSON
+from conveyor.expressions.template import OPEN, Template, compile_text, spell, texts
+from conveyor.v1 import pipeline_pb2
+
+Place = Callable[[Expression, int], Fault]
+"""The place of an offset in an expression, within the whole text of its field."""
+
+_NO_PLACE_IN_TEXT = ("LIST", "MAP", "NULL", "conveyor.")
+
+
+def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Violation]:
+    """What is wrong with the expressions of a pipeline whose steps, needs and parameters were checked before."""
+    if not any(step.when or step.HasField("params") for step in (*pipeline.steps, *pipeline.finally_steps)):
+        return
+    plan = compile_plan(pipeline)
+    declared = [Declarations.of(pipeline.params, after_all=after) for after in (False, True)]
+    for name, steps, first in (("steps", pipeline.steps, 0), ("finally", pipeline.finally_steps, plan.main)):
+        for i, step in enumerate(steps):
+            checker = _Step(plan, first + i, declared[bool(first)])
+            yield from checker.check(step, f"{path}.{name}[{i}]")
+
+
+class _Step:
+    """Checks the expressions of one step."""
+
+    def __init__(self, plan: Plan, index: int, declarations: Declarations) -> None:
+        self._plan = plan
+        self._index = index
+        self._declarations = declarations
+
+    def check(self, step: pipeline_pb2.Step, path: str) -> Iterator[Violation]:
+        """All that is wrong."""
+        if step.when:
+            yield from self._when(step.when, f"{path}.when")
+        for key in _marked_keys(step):
+            yield Violation(f"{path}.params", f"has the key {key[:64]}; expressions have no place in keys")
+        for keys, text in texts(step.params):
+            where = f"{path}.{spell(keys)}"
+            try:
+                template = compile_text(text, self._compile)
+            except NotAnExpression as error:
+                yield from (Violation(where, str(fault)) for fault in error.faults)
+            else:
+                yield from (Violation(where, str(fault)) for fault in self._template(template))
+
+    def _when(self, text: str, path: str) -> Iterator[Violation]:
+        if OPEN in text:
+            yield Violation(path, "is an expression as it is; leave out the ${{ }}")
+            return
+        try:
+            expression = self._compile(text)
+        except NotAnExpression as error:
+            yield from (Violation(path, str(fault)) for fault in error.faults)
+            return
+        if expression.type_name not in ("BOOL", "DYN"):
+            fault = Fault(1, 1, f"a condition is true or false; this is {_called(expression)}")
+            yield Violation(path, str(fault))
+
+    def _template(self, template: Template) -> Iterator[Fault]:
+        for part in template.parts():
+            kind = part.expression.type_name
+            if kind in NOT_JSON or kind.startswith("optional"):
+                hint = "; .orValue() gives it a value" if kind.startswith("optional") else ""
+                yield Fault(part.line, part.column, f"comes to {_called(part.expression)}, which is no JSON{hint}")
+            elif not template.whole and kind.startswith(_NO_PLACE_IN_TEXT):
+                said = f"comes to {_called(part.expression)}, which has no place within other text"
+                yield Fault(part.line, part.column, said)
+
+    def _compile(self, text: str) -> Expression:
+        expression = check_expression(text, self._declarations)
+        faults = tuple(self._unknown_steps(expression))
+        if faults:
+            raise NotAnExpression(faults)
+        return expression
+
+    def _unknown_steps(self, expression: Expression) -> Iterator[Fault]:
+        """References to what is no earlier step."""
+        earlier = self._plan.selectors(self._index)
+        for reference in expression.outline.references:
+            if reference.names[0] != "steps":
+                continue
+            if len(reference.names) == 1:
+                said = 'steps must be followed by the id of a step: steps.build, or steps["unit-tests"]'
+            else:
+                step = reference.names[1]
+                index = self._plan.index.get(step)
+                if index is None:
+                    said = f"there is no step {step[:64]}"
+                elif index < len(earlier) and earlier[index]:
+                    continue
+                else:
+                    said = self._not_earlier(step)
+            yield _place(expression.text, reference.offset, said)
+
+    def _not_earlier(self, step: str) -> str:
+        own = self._plan.steps[self._index]
+        if step == own.id:
+            return f"step {step} refers to itself"
+        hint = "" if self._plan.is_list or own.is_finally else "; it must be among its needs, directly or not"
+        return f"step {step} does not end before step {own.id} begins{hint}"
+
+
+def _place(text: str, offset: int, said: str) -> Fault:
+    before = text[:offset]
+    return Fault(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1, said)
+
+
+def _called(expression: Expression) -> str:
+    kind = expression.type_name
+    if kind.startswith("conveyor."):
+        return "a map"
+    return {"STRING": "text", "INT": "a number", "DOUBLE": "a number"}.get(kind, kind.partition("<")[0].lower())
+
+
+def _marked_keys(step: pipeline_pb2.Step) -> Iterator[str]:
+    """Keys, at any depth, that have the mark of an expression."""
+    if OPEN.encode() not in step.params.SerializeToString():
+        return
+    open_structs = [step.params]
+    while open_structs:
+        for key, value in open_structs.pop().fields.items():
+            if OPEN in key:
+                yield key
+            items = [value]
+            while items:
+                item = items.pop()
+                kind = item.WhichOneof("kind")
+                if kind == "struct_value":
+                    open_structs.append(item.struct_value)
+                elif kind == "list_value":
+                    items.extend(item.list_value.values)

@@ -1,0 +1,73 @@
+"""How much work and memory an expression may take with the values that it has, before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from conveyor.expressions.syntax import Outline
+
+TURNS = 10_000
+"""Turns of all loops of one evaluation; the library ends there."""
+
+_WORK = 2_000_000_000
+"""In bytes looked at; two seconds at the worst."""
+
+_MEMORY = 64 << 20
+_PER_ITEM = 25
+_PER_COMPARISON = 600
+"""Bytes that are looked at in the time that finding, or comparing, one item of a list takes."""
+
+
+def too_much(outline: Outline, values: Mapping[str, object]) -> str:
+    """Why it must not be evaluated, or nothing. Looks at values only when loops or long sums are at work."""
+    if not outline.depth and outline.growth <= 16:
+        return ""
+    longest = most = 1
+    for reference in outline.references:
+        text, items = _extent(_find(values, reference.names))
+        longest, most = max(longest, text), max(most, items)
+    turns = min(TURNS, most**outline.depth) if outline.depth else 1
+    longest *= outline.growth
+    work = turns * (
+        outline.scans * (longest + _PER_ITEM * most) + outline.compares * (longest + _PER_COMPARISON * most)
+    )
+    if work > _WORK or (outline.growth > 1 and turns * longest > _MEMORY):
+        return f"it would take too much work with a list of {most} items and values this long"
+    return ""
+
+
+def _find(values: Mapping[str, object], names: tuple[str, ...]) -> Any:
+    value: Any = values
+    for name in names:
+        try:
+            value = value[name]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+    return value
+
+
+def _extent(value: Any) -> tuple[int, int]:
+    """The bytes of the longest text in a value, and the items of its longest list or map."""
+    if isinstance(value, str):
+        return len(value), 0
+    if isinstance(value, Struct):
+        return _extents(value.fields.values(), len(value.fields))
+    if isinstance(value, ListValue):
+        return _extents(value.values, len(value.values))
+    if isinstance(value, Value):
+        kind = value.WhichOneof("kind")
+        return _extent(getattr(value, kind)) if kind in ("string_value", "struct_value", "list_value") else (0, 0)
+    if isinstance(value, Mapping):
+        return _extents(value.values(), len(value))
+    return 0, 0
+
+
+def _extents(items: Any, count: int) -> tuple[int, int]:
+    longest, most = 0, count
+    for item in items:
+        text, inner = _extent(item)
+        longest, most = max(longest, text), max(most, inner)
+    return longest, most

@@ -1,0 +1,168 @@
+"""The expressions of a pipeline's steps at work: whether a step runs, and with which params."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from conveyor.core.inputs import Seen, Verdict
+from conveyor.core.model import TERMINAL_STEP
+from conveyor.core.plan import Plan
+from conveyor.core.rules import outcome
+from conveyor.expressions import results
+from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
+from conveyor.expressions.expression import Expression, Values, activation, compile_expression
+from conveyor.expressions.template import Template, compile_text, render_struct, texts
+from conveyor.storage.v1 import storage_pb2
+from conveyor.v1 import pipeline_pb2, run_pb2
+
+_MESSAGE_CHARS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _StepCode:
+    """The compiled expressions of a step."""
+
+    when: Expression | None
+    params: Struct | None
+    templates: tuple[tuple[tuple[str | int, ...], Template], ...]
+    roots: frozenset[str]
+    steps: frozenset[str]
+
+    @classmethod
+    def of(cls, step: pipeline_pb2.Step) -> _StepCode:
+        """Raises NotAnExpression, which registration rules out."""
+        when = compile_expression(step.when) if step.when else None
+        templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(step.params))
+        used = [when] if when else []
+        used += [part.expression for _, template in templates for part in template.parts()]
+        names = [reference.names for expression in used for reference in expression.outline.references]
+        return cls(
+            when,
+            step.params if templates else None,
+            templates,
+            frozenset(each[0] for each in names),
+            frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
+        )
+
+
+class Program:
+    """The expressions of one pipeline; each step's are compiled when it is judged first."""
+
+    def __init__(self, pipeline: pipeline_pb2.Pipeline, plan: Plan) -> None:
+        self._sources = [*pipeline.steps, *pipeline.finally_steps]
+        self.plan = plan
+        self._codes: dict[int, _StepCode] = {}
+
+    def code(self, index: int) -> _StepCode:
+        """What the step's expressions are."""
+        code = self._codes.get(index)
+        if code is None:
+            code = self._codes[index] = _StepCode.of(self._sources[index])
+        return code
+
+
+class RunInputs:
+    """The expressions of one run: the core's StepInputs."""
+
+    def __init__(self, program: Program, spec: storage_pb2.RunSpec) -> None:
+        self._program = program
+        self._spec = spec
+        self._params: Struct | None = None
+
+    def judge(self, index: int, seen: Seen) -> Verdict:
+        """What becomes of a step; see StepInputs."""
+        try:
+            code = self._program.code(index)
+            values = self._values(code, index, seen)
+            given = activation(values)
+            if code.when is not None and not _holds(code.when, given, values):
+                return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+            if code.params is None:
+                return Verdict(params=self._program.plan.steps[index].params)
+            made = render_struct(code.params, code.templates, lambda each: each.evaluate(given, values))
+            return Verdict(params=made)
+        except MissingValue as error:
+            return Verdict(run_pb2.STEP_REASON_INPUT_MISSING, _cut(error))
+        except TooLarge as error:
+            return Verdict(run_pb2.STEP_REASON_INPUT_TOO_LARGE, _cut(error))
+        except (NoValue, NotAnExpression) as error:
+            return Verdict(run_pb2.STEP_REASON_INPUT_INVALID, _cut(error))
+
+    def repeats(self, index: int) -> bool:
+        """Whether a retry's condition comes to the same; one that looks at the run itself may not."""
+        return "run" not in self._program.code(index).roots
+
+    def _values(self, code: _StepCode, index: int, seen: Seen) -> Values:
+        """What the step's expressions refer to, and no more."""
+        values: dict[str, object] = {}
+        spec, roots = self._spec, code.roots
+        if "params" in roots:
+            if self._params is None:
+                self._params = Struct.FromString(spec.params)
+            values["params"] = self._params
+        if "context" in roots:
+            values["context"] = spec.pipeline.context
+        if "resource" in roots:
+            resource = spec.resource
+            values["resource"] = {
+                "namespace": resource.namespace,
+                "name": resource.name,
+                "definition": resource.definition,
+                "labels": dict(resource.labels),
+                "spec": resource.spec,
+            }
+        if "run" in roots:
+            values["run"] = _run(self._program.plan, index, seen)
+        if "steps" in roots:
+            values["steps"] = _steps(self._program.plan, code.steps, seen)
+        return values
+
+
+def _holds(when: Expression, given: object, values: Values) -> bool:
+    try:
+        return results.truth(when.evaluate(given, values))  # type: ignore[arg-type]
+    except NoValue as error:
+        raise type(error)(f"when: {error}") from None
+
+
+def _run(plan: Plan, index: int, seen: Seen) -> dict[str, object]:
+    head = seen.head
+    created = Timestamp()
+    created.FromMicroseconds(head.create_time)
+    run: dict[str, object] = {
+        "namespace": head.namespace,
+        "id": head.id,
+        "pipeline": head.pipeline,
+        "parent_run": head.parent_run,
+        "create_time": created,
+        "labels": dict(head.labels),
+    }
+    if plan.steps[index].is_finally:
+        state = head.outcome or outcome(plan, bytes(seen.states[: plan.main]))[0]
+        run["state"] = run_pb2.RunState.Name(state).removeprefix("RUN_STATE_")
+    return run
+
+
+def _steps(plan: Plan, wanted: Iterable[str], seen: Seen) -> dict[str, object]:
+    """The earlier steps that are referred to; one that never ran has no data."""
+    found: dict[str, object] = {}
+    for step in wanted:
+        index = plan.index.get(step)
+        if index is None or seen.states[index] not in TERMINAL_STEP:
+            continue
+        record = seen.steps[index]
+        reason = seen.reasons[index]
+        found[step] = {
+            "state": run_pb2.StepState.Name(seen.states[index]).removeprefix("STEP_STATE_"),  # type: ignore[arg-type]
+            "reason": run_pb2.StepReason.Name(reason).removeprefix("STEP_REASON_") if reason else "",  # type: ignore[arg-type]
+            "data": Struct.FromString(record.result.data) if record is not None else Struct(),
+        }
+    return found
+
+
+def _cut(error: Exception) -> str:
+    return str(error)[:_MESSAGE_CHARS]

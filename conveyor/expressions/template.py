@@ -1,0 +1,177 @@
+"""Text with expressions in ${{ … }}, and values with such texts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from cel_expr_python import cel
+from google.protobuf.struct_pb2 import Struct, Value
+
+from conveyor.core import limits
+from conveyor.expressions import results
+from conveyor.expressions.errors import Fault, NotAnExpression, NoValue, TooLarge
+from conveyor.expressions.expression import Expression
+
+OPEN, CLOSE = "${{", "}}"
+ESCAPED = "$${{"
+"""Stands for what an expression begins with, as it is."""
+
+Compile = Callable[[str], Expression]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An expression within text; `line` and `column` are its place there."""
+
+    expression: Expression
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Text with expressions: pieces of text and parts in turn. `whole`: it is one expression and nothing else."""
+
+    pieces: tuple[str | Part, ...]
+    whole: bool
+
+    def parts(self) -> Iterator[Part]:
+        """Its expressions."""
+        return (piece for piece in self.pieces if isinstance(piece, Part))
+
+
+Evaluate = Callable[[Expression], cel.Value]
+
+
+def compile_text(text: str, compiled: Compile) -> Template:
+    """Text with expressions in it. Raises NotAnExpression, with places in the whole text."""
+    pieces: list[str | Part] = []
+    faults: list[Fault] = []
+    plain, at = "", 0
+    while (start := text.find(OPEN, at)) >= 0:
+        if start and text[start - 1] == "$":
+            plain += text[at : start - 1] + OPEN
+            at = start + len(OPEN)
+            continue
+        plain += text[at:start]
+        begin = start + len(OPEN)
+        end = _end(text, begin)
+        if end < 0:
+            faults.append(_place(text, start, "${{ has no }}"))
+            break
+        inner = text[begin:end]
+        padding = len(inner) - len(inner.lstrip())
+        place = _place(text, begin + padding, "")
+        if plain:
+            pieces.append(plain)
+            plain = ""
+        try:
+            pieces.append(Part(compiled(inner.strip()), place.line, place.column))
+        except NotAnExpression as error:
+            faults.extend(fault.moved(place.line, place.column) for fault in error.faults)
+        at = end + len(CLOSE)
+    if faults:
+        raise NotAnExpression(tuple(faults))
+    plain += text[at:]
+    if plain or not pieces:
+        pieces.append(plain)
+    return Template(tuple(pieces), len(pieces) == 1 and isinstance(pieces[0], Part))
+
+
+def render(template: Template, target: Value, evaluate: Evaluate, room: int) -> int:
+    """Write what a text comes to; how many bytes of `room` are left. Raises NoValue."""
+    if template.whole:
+        (part,) = template.parts()
+        return results.fill(target, evaluate(part.expression), room)
+    text = "".join(
+        piece if isinstance(piece, str) else results.text(evaluate(piece.expression)) for piece in template.pieces
+    )
+    if (size := len(text.encode())) > room:
+        raise TooLarge(f"params take more than {limits.STEP_PARAMS_BYTES} bytes")
+    target.string_value = text
+    return room - size
+
+
+def texts(struct: Struct) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """All text with an expression in it, with the keys and indexes that lead there."""
+    for key, value in struct.fields.items():
+        yield from _texts(value, (key,))
+
+
+def _texts(value: Value, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        if OPEN in value.string_value:
+            yield keys, value.string_value
+    elif kind == "struct_value":
+        for key, item in value.struct_value.fields.items():
+            yield from _texts(item, (*keys, key))
+    elif kind == "list_value":
+        for i, item in enumerate(value.list_value.values):
+            yield from _texts(item, (*keys, i))
+
+
+def spell(keys: tuple[str | int, ...]) -> str:
+    """Keys and indexes as a path within params."""
+    return "params" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+
+
+def render_struct(
+    source: Struct, templates: Iterable[tuple[tuple[str | int, ...], Template]], evaluate: Evaluate
+) -> bytes:
+    """The values with what their texts come to, serialized. Raises NoValue whose message begins with the path."""
+    made = Struct()
+    made.CopyFrom(source)
+    room = limits.STEP_PARAMS_BYTES
+    for keys, template in templates:
+        value = _at(made, keys)
+        value.Clear()
+        try:
+            room = render(template, value, evaluate, room)
+        except NoValue as error:
+            raise type(error)(f"{spell(keys)}: {error}") from None
+    data = made.SerializeToString()
+    if len(data) > limits.STEP_PARAMS_BYTES:
+        raise TooLarge(f"params take {len(data)} bytes; at most {limits.STEP_PARAMS_BYTES}")
+    return data
+
+
+def _at(struct: Struct, keys: tuple[str | int, ...]) -> Value:
+    first, *rest = keys
+    value = struct.fields[str(first)]
+    for key in rest:
+        value = value.list_value.values[key] if isinstance(key, int) else value.struct_value.fields[key]
+    return value
+
+
+def _place(text: str, offset: int, message: str) -> Fault:
+    before = text[:offset]
+    return Fault(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1, message)
+
+
+def _end(text: str, at: int) -> int:
+    """Where the }} of an expression is: not one within text or a map of it; -1 if nowhere."""
+    depth = 0
+    while at < len(text):
+        char = text[at]
+        if char in "'\"":
+            at = _after_literal(text, at)
+            continue
+        if char == "{":
+            depth += 1
+        elif char == "}":
+            if not depth and text.startswith(CLOSE, at):
+                return at
+            depth = max(0, depth - 1)
+        at += 1
+    return -1
+
+
+def _after_literal(text: str, at: int) -> int:
+    quote = text[at] * 3 if text.startswith(text[at] * 3, at) else text[at]
+    raw = at > 0 and text[at - 1] in "rR" and not (at > 1 and (text[at - 2].isalnum() or text[at - 2] == "_"))
+    at += len(quote)
+    while at < len(text) and not text.startswith(quote, at):
+        at += 2 if text[at] == "\\" and not raw else 1
+    return at + len(quote)
