@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.examples import DRIVERS, toolchains
 from tests.support.tour import TREE, matches, walk
 
 README = (TREE / "README.md").read_text()
@@ -23,6 +24,12 @@ def test_pages_go_as_they_say(tmp_path: Path, page: str, count: int) -> None:
         return command.startswith("call RunService/GetRun ") and "|" not in command
 
     assert walk((TREE / "docs" / f"{page}.md").read_text(), tmp_path, fails=fails) > count
+
+
+@pytest.mark.timeout(600)
+def test_the_drivers_without_an_sdk_go_as_they_say(tmp_path: Path) -> None:
+    page = (DRIVERS / "README.md").read_text()
+    assert walk(page, tmp_path, folder=DRIVERS, environment=toolchains()) > 15
 
 
 def test_what_is_shown_is_compared() -> None:

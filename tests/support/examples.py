@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.belt import Belt
-from tests.support.golang import GoProcess, build
+from tests.support.golang import GoProcess, build, compiler
 from tests.support.grpcurl import binary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,16 @@ COMMANDS: dict[str, Callable[[], list[str]]] = {
     "jetstream": lambda: [str(build(".", race=False, module=DRIVERS / "jetstream") / "jetstream")],
 }
 """What starts each driver, by its name."""
+
+
+def toolchains() -> dict[str, str]:
+    """What lets a shell with another home start them all: where the tools are, and what they have stored."""
+    asked = subprocess.run(
+        [compiler(), "env", "-json", "GOCACHE", "GOMODCACHE"], capture_output=True, text=True, check=True
+    )
+    _jq()
+    folders = [Path(sys.executable).parent, *(Path(tool).parent for tool in (binary(), compiler(), node()))]
+    return {**json.loads(asked.stdout), "PATH": os.pathsep.join([*map(str, folders), os.environ["PATH"]])}
 
 
 class Examples:

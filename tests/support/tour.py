@@ -136,15 +136,25 @@ def bare_environment(home: Path) -> dict[str, str]:
     }
 
 
-def walk(page: str, home: Path, *, fails: Callable[[str], bool] = lambda text: False) -> int:
+def walk(
+    page: str,
+    home: Path,
+    *,
+    fails: Callable[[str], bool] = lambda text: False,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Save the files of a page and type its commands as a reader does, each checked against what the page shows.
 
-    `fails` says of which commands the page shows how they fail. Returns how many there were. Without a tool that a
-    command uses the test is skipped, and fails in CI.
+    `fails` says of which commands the page shows how they fail. `folder` is where the reader is, by default an empty
+    one; `environment` is what is set besides. Returns how many commands there were. Without a tool that a command uses
+    the test is skipped, and fails in CI.
     """
-    folder = home / "tour"
-    folder.mkdir()
-    environment = bare_environment(home)
+    if folder is None:
+        folder = home / "tour"
+        folder.mkdir()
+    log = home / "log"
+    environment = {**bare_environment(home), **(environment or {})}
     addresses = {GRPC: GRPC, HTTP: HTTP}
     walked = 0
     with ExitStack() as stack:
@@ -159,10 +169,10 @@ def walk(page: str, home: Path, *, fails: Callable[[str], bool] = lambda text: F
             if step.stays:
                 other = stack.enter_context(terminal(folder, environment))
                 # Its log goes to standard error.
-                other.type(f"exec 2>>log; {text}")
+                other.type(f"exec 2>>{log}; {text}")
                 if expected:
                     line = other.line()
-                    addresses = _addresses(line, folder / "log")
+                    addresses = _addresses(line, log)
                     environment["CONVEYOR_ADDRESS"] = addresses[GRPC]
                     assert line == _with(addresses, step.output[0])
                 continue
