@@ -127,7 +127,8 @@ async def test_a_driver_that_was_away_while_work_was_waiting(belt: Belt, older: 
         return None if info["num_waiting"] else info
 
     # JetStream would delete what it asked for after 5 s; the stream's own limit keeps it.
-    info = await until(left, "the broker to see that nobody pulls")
+    info: dict[str, Any] | None = await until(left, "the broker to see that nobody pulls")
+    assert info is not None
     assert timedelta(microseconds=info["config"]["inactive_threshold"] / 1000) == timedelta(days=1)
     waiting = [await belt.start() for _ in range(3)]
     for run in waiting:
