@@ -107,7 +107,7 @@ async def long_line(rig: Rig[Site]) -> str:
     if attempt.texts != [line]:
         sizes = _shortened([len(text.encode()) for text in attempt.texts])
         raise Unmet(f"one line of {_LINE_BYTES} bytes", f"lines of {sizes} bytes came")
-    return f"a line of 256 KiB came whole, in {len(attempt.lines)} part{'s'[: len(attempt.lines) > 1]}"
+    return f"a line of 256 KiB came whole, in {so_many(len({line.seq for line in attempt.lines}), 'part')}"
 
 
 async def at_once(rig: Rig[Site], attempts: list[Attempt]) -> None:
@@ -115,7 +115,7 @@ async def at_once(rig: Rig[Site], attempts: list[Attempt]) -> None:
     await rig.site.give(attempts)
     await rig.until(
         lambda: all(each.lines for each in attempts),
-        f"{len(attempts)} attempts at work at the same time",
+        f"{so_many(len(attempts), 'attempt')} at work at a time",
         lambda: f"{sum(bool(each.lines) for each in attempts)} had begun",
     )
 
@@ -150,6 +150,11 @@ async def away(rig: Rig[Site], seconds: float) -> None:
     await rig.site.go_away()
     await asyncio.sleep(seconds)
     await rig.site.come_back()
+
+
+def so_many(count: int, what: str) -> str:
+    """A number and its noun."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _same(got: Any, wanted: Any) -> bool:

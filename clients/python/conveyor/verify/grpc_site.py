@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 import grpc
+from google.protobuf.json_format import Error as JsonError
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 
 from conveyor.v1 import log_service_pb2, worker_service_pb2
 from conveyor.v1.log_pb2 import LogAck, LogLine
@@ -265,7 +267,7 @@ class GrpcSite(WorkerServiceServicer):
             answer = Answer(
                 outcome=_outcome(report.result.outcome),
                 message=report.result.message,
-                data=MessageToDict(report.result.data),
+                data=_data(report.result.data),
                 at=next(self._order),
                 run=report.run,
                 step=report.step,
@@ -305,6 +307,15 @@ def _enable_reflection(server: grpc.aio.Server) -> None:
         for name in file.services_by_name
     ]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+
+
+def _data(data: Struct) -> Mapping[str, Any]:
+    """Data as JSON; what JSON can't say, such as NaN, is nothing."""
+    try:
+        found: dict[str, Any] = MessageToDict(data)
+    except (JsonError, ValueError):
+        return {}
+    return found
 
 
 def _outcome(value: "Outcome.ValueType") -> str:

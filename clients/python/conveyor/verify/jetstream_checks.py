@@ -56,8 +56,10 @@ async def slots(rig: Rig[JetStreamSite]) -> str:
     await rig.site.changes.until(lambda: _delivered(rig.site) >= last, _WATCHED_S)
     await rig.until(lambda: rig.site.looks >= fresh, "the broker's word on the consumer", lambda: "it does not answer")
     if _delivered(rig.site) >= last:
-        raise Unmet(f"{rig.slots} tickets to be taken at a time, as CONVEYOR_SLOTS says", "one more was taken")
-    return f"worked on {rig.slots} tickets at the same time, and took no more"
+        raise Unmet(
+            f"{checks.so_many(rig.slots, 'ticket')} to be taken at a time, as CONVEYOR_SLOTS says", "one more was taken"
+        )
+    return f"worked on {checks.so_many(rig.slots, 'ticket')} at a time, and took no more"
 
 
 async def unknown_field(rig: Rig[JetStreamSite]) -> str:

@@ -101,7 +101,7 @@ def lines(body: bytes, at: int) -> Iterator[tuple[str, str, int, Line]]:
     """Run, step, attempt and line of each line in a message: it holds one or a list of them."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     for each in value if isinstance(value, list) else [value]:
         said = _mapping(each)
@@ -125,7 +125,7 @@ def nanoseconds(time: str) -> int:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         return _mapping(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
