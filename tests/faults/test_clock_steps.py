@@ -35,7 +35,7 @@ async def test_what_waited_while_the_clock_was_ahead_waits_for_its_own_time_once
             await belt.pipeline(step("slow"), name="cancelled")
             runs = {name: await belt.start(name) for name in ("runs", "waits", "retries", "cancelled")}
             await until(lambda: held.count == 2, "both to be at work")
-            await belt.until_step(runs["retries"], "broken", "RETRYING")
+            await belt.until_step(runs["retries"], "broken", "RETRYING", "FAILED")
             await belt.client.runs.cancel(runs["cancelled"].id, "enough", grace=_BOUND)
             assert runs["runs"].create_time.ToSeconds() > time.time() + HOUR / 2
             await cluster.kill(server)

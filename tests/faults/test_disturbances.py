@@ -109,7 +109,8 @@ async def test_a_full_disk_of_the_broker_stops_only_those_who_need_it(tmp_path: 
             direct.released.set()
             over_broker.released.set()
             assert state(await belt.ended(goes_on)) == "SUCCEEDED"
-            assert "no space left on device" in cluster.nats.log.read_text()
+            log = cluster.nats.log
+            await until(lambda: "no space left on device" in log.read_text(), "the broker to find no room")
             during = await belt.start("over-broker")
             assert state(await belt.client.runs.get(during.id)) == "RUNNING"
 
@@ -121,7 +122,8 @@ async def test_a_full_disk_of_the_broker_stops_only_those_who_need_it(tmp_path: 
                 ended = await belt.ended(run)
                 assert state(ended) == "SUCCEEDED"
                 assert [len(each.attempts) for each in ended.steps] == [1, 1]
-            assert over_broker.count == 2
+            # Whether a ticket was delivered may have been among what the broker could not write.
+            assert over_broker.count >= 2
             assert cluster.servers[0].pid == process
 
 
