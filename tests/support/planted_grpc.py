@@ -64,7 +64,7 @@ class Worker:
             call = stub.Work()
             try:
                 await call.write(WorkRequest(hello=self.hello()))
-                impatience = 1.0 if self.fault == "slow-server" else None
+                impatience = 1.0 if self.fault == "slow-server-welcome" else None
                 first: WorkResponse = await asyncio.wait_for(call.read(), impatience)
                 self.session = first.welcome.session
                 self.call = call
@@ -147,12 +147,13 @@ class Worker:
         if end.data:
             result.data.update(dict(end.data))
         job.report = ResultReport(**key, token=job.token, result=result)
+        call = self.call
         await self.say(WorkRequest(results=[job.report]))
         if self.fault == "logs-first":
             await self.say(WorkRequest(logs=lines[1:]))
-        while self.fault == "slow-server" and job in self.jobs.values():
-            await asyncio.sleep(1)
+        while self.fault == "slow-server" and job in self.jobs.values() and self.call is call:
             await self.say(WorkRequest(results=[job.report]))
+            await asyncio.sleep(1)
 
     def drain(self) -> None:
         self.draining = True

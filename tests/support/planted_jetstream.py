@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import Error as JetStreamError
 
-from tests.support.planted_work import on_sigterm, work
+from tests.support.planted_work import Done, on_sigterm, work
 
 _ACK_WAIT_S = 3
 _KNOWN = {"id", "event", "run_id", "payload"}
@@ -34,6 +34,7 @@ class Worker:
         self.client = Client()
         self.free = self.slots
         self.jobs: dict[str, asyncio.Task[None]] = {}
+        self.work: dict[str, asyncio.Future[Done]] = {}
         self.deliveries: dict[str, Msg] = {}
         self.answered: set[str] = set()
         self.tokens: dict[str, str] = {}
@@ -122,14 +123,11 @@ class Worker:
                 await self.publish(f"{self.prefix}logs.{run}.{step}", line)
             sent = max(sent, until)
 
-        working = asyncio.ensure_future(work(resource["spec"], write, self.fault))
-        try:
-            await asyncio.sleep(0)
-            await send(1)
-            end = await asyncio.shield(working)
-        except asyncio.CancelledError:
-            working.cancel()
-            end = await working
+        working = self.work[token] = asyncio.ensure_future(work(resource["spec"], write, self.fault))
+        # It has begun, and so can be cancelled.
+        await asyncio.sleep(0)
+        await send(1)
+        end = await working
         if token in self.answered and self.fault == "reattaches":
             busy.cancel()
             self.over(token)
@@ -155,8 +153,8 @@ class Worker:
 
     def over(self, token: str) -> None:
         """Its slot is free."""
-        if self.jobs.pop(token, None) is not None:
-            self.free += 1
+        del self.jobs[token], self.work[token]
+        self.free += 1
         self.changed.set()
 
     async def say_in_progress(self, token: str) -> None:
@@ -180,15 +178,15 @@ class Worker:
 
     async def cancel(self, message: Msg) -> None:
         token = json.loads(message.data)["token"]
-        if token in self.jobs:
-            self.jobs[token].cancel()
+        if token in self.work:
+            self.work[token].cancel()
 
     async def disconnected(self) -> None:
         """With a fault, what runs is given up, and never done."""
         if self.fault == "reattaches":
-            for token, job in list(self.jobs.items()):
+            for token, working in self.work.items():
                 self.answered.add(token)
-                job.cancel()
+                working.cancel()
 
     def drain(self) -> None:
         self.draining = True

@@ -116,8 +116,8 @@ async def once(rig: Rig[GrpcSite]) -> str:
     attempt = await rig.give({"log": [STARTED], "seconds": 2 * HEARTBEAT_S, "data": {"once": True}})
     first = await rig.answer(attempt)
     rig.site.manners.acks = True
-    before = len(attempt.answers)
     await checks.away(rig, _AWAY_S)
+    before = len(attempt.answers)
     _expect_held(await _back(rig), attempt, attempt.answers[before:])
     await rig.until(
         lambda: len(attempt.answers) > before, "the result that was not acked once more", lambda: "it did not come"
