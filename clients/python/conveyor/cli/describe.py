@@ -57,6 +57,7 @@ def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
             ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in retries)),
         ]
     )
+    head += _values("Params", encode(run).get("params"))
     if not run.steps:
         return head
     return f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from conveyor.sdk import from_struct
 from conveyor.v1.driver_pb2 import Driver, Worker
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.run_pb2 import RunState, Transport
@@ -374,18 +375,64 @@ def test_start_prints_the_id(conveyor: Conveyor, server: Any, run_id: str) -> No
     assert json.loads(conveyor("run", "start", "app/shop", "-o", "json").out)["id"] == run_id
 
 
-def test_start_sends_what_it_was_given(conveyor: Conveyor, server: Any) -> None:
-    given = ("--pipeline", "other", "-l", "a=b=c", "-p", "n=5", "-p", "t=1.2.3", "-p", 's="5"', "-p", 'o={"a": [true]}')
-    assert conveyor("run", "start", "app/shop", *given, "--request-id", "r").code == 0
+def test_start_sends_what_it_was_given(conveyor: Conveyor, server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("n: 1\nl: [1, two]\nv: '1.10'\n")
+    given = (
+        "--pipeline",
+        "other",
+        "-l",
+        "a=b=c",
+        "-p",
+        "t=5",
+        "--param-json",
+        "n=5",
+        "--param-json",
+        'o={"a": [true]}',
+    )
+    done = conveyor("run", "start", "app/shop", *given, "--params", str(file), "--request-id", "r")
+    assert done.code == 0, done.err
     (request,) = server.requests
     assert (request.definition, request.resource, request.pipeline) == ("app", "shop", "other")
     assert (dict(request.labels), request.request_id) == ({"a": "b=c"}, "r")
-    assert {key: value.WhichOneof("kind") for key, value in request.params.fields.items()} == {
-        "n": "number_value",
-        "t": "string_value",
-        "s": "string_value",
-        "o": "struct_value",
-    }
+    assert from_struct(request.params) == {"n": 5, "l": [1, "two"], "v": "1.10", "t": "5", "o": {"a": [True]}}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--param-json", "n=five"], "--param-json n is not JSON; text is given by -p n=…"),
+        (["--param-json", "n=5", "-p", "n=5"], "the parameter n is given by -p and by --param-json"),
+        (["--param-json", "n=9007199254740993"], "send it as a string"),
+        (["-p", "n"], "-p takes key=value, not 'n'"),
+        (["-p", "n=1", "-p", "n=2"], "-p n is given twice"),
+    ],
+)
+def test_parameters_that_cannot_be_sent(conveyor: Conveyor, server: Any, given: list[str], said: str) -> None:
+    done = conveyor("run", "start", "app/shop", *given)
+    assert (done.code, server.requests) == (2, [])
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- a\n", "is no single map"),
+        ("a: 1\n---\nb: 2\n", "is no single map"),
+        ("a: 1\na: 2\n", "params.yaml:2: "),
+        ("a: .nan\n", "params.yaml:1: "),
+        ("", "is no single map"),
+    ],
+)
+def test_files_that_hold_no_parameters(
+    conveyor: Conveyor, server: Any, tmp_path: Path, content: str, said: str
+) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    done = conveyor("run", "start", "app/shop", "--params", str(file))
+    assert (done.code, server.requests) == (1, [])
+    assert said in done.err
+    assert "params.yaml" in done.err
 
 
 @pytest.mark.parametrize("option", ["--wait", "--watch"])
@@ -447,7 +494,7 @@ def test_hints_and_ids_of_errors(conveyor: Conveyor, server: Any, refusal: Any) 
         ("run",),
         ("run", "start", "shop"),
         ("run", "start", "app/shop", "--timeout", "1m"),
-        ("run", "start", "app/shop", "-p", "a=9007199254740993"),
+        ("run", "start", "app/shop", "--param-json", "a=9007199254740993"),
         ("run", "watch", "x", "--pipeline", "p"),
         ("run", "wait", "x", "--timeout", "5"),
         ("run", "logs", "x", "--attempt", "2"),
