@@ -12,8 +12,8 @@ from conveyor.expressions.syntax import Outline
 TURNS = 10_000
 """Turns of all loops of one evaluation; the library ends there."""
 
-_WORK = 2_000_000_000
-"""In bytes looked at; two seconds at the worst."""
+_WORK = 1_000_000_000
+"""In bytes looked at; about a second."""
 
 _MEMORY = 64 << 20
 _PER_ITEM = 25
@@ -21,11 +21,14 @@ _PER_COMPARISON = 600
 """Bytes that are looked at in the time that finding, or comparing, one item of a list takes."""
 
 
-def too_much(outline: Outline, values: Mapping[str, object]) -> str:
-    """Why it must not be evaluated, or nothing. Looks at values only when loops or long sums are at work."""
+def too_much(outline: Outline, values: Mapping[str, object], literals: int) -> str:
+    """Why it must not be evaluated, or nothing. Looks at values only when loops or long sums are at work.
+
+    `literals` is how long what is written in the expression itself may be.
+    """
     if not outline.depth and outline.growth <= 16:
         return ""
-    longest = most = 1
+    longest = most = max(1, literals)
     for reference in outline.references:
         text, items = _extent(_find(values, reference.names))
         longest, most = max(longest, text), max(most, items)
@@ -35,7 +38,7 @@ def too_much(outline: Outline, values: Mapping[str, object]) -> str:
         outline.scans * (longest + _PER_ITEM * most) + outline.compares * (longest + _PER_COMPARISON * most)
     )
     if work > _WORK or (outline.growth > 1 and turns * longest > _MEMORY):
-        return f"it would take too much work with a list of {most} items and values this long"
+        return f"it would take too much work: it goes through lists of {most} items, or makes text too long"
     return ""
 
 

@@ -37,7 +37,7 @@ class Expression:
 
     def evaluate(self, activation: cel.Activation, values: Values) -> cel.Value:
         """Its value. `activation` is made of `values`, for all expressions of a step. Raises NoValue."""
-        reason = too_much(self.outline, values)
+        reason = too_much(self.outline, values, len(self.text))
         if reason:
             raise NoValue(reason)
         try:
@@ -124,6 +124,10 @@ def _plain(said: str) -> str:
         return "it goes through more than 10,000 items"
     if "<jump_condition>" in text:
         return "a condition is neither true nor false"
+    if "Applying SELECT to non-message type" in text:
+        return "a key is taken of what is no map"
+    if "incompatible function arguments" in text:
+        return "has a character that is no part of UTF-8"
     return _STATUS.sub("", text)
 
 
