@@ -75,7 +75,7 @@ async def test_each_fails_stops_and_leaves_as_it_is_told(belt: Belt, examples: E
 
 
 async def test_all_come_back_to_a_server_and_a_broker_that_were_killed(tmp_path: Path, examples: Examples) -> None:
-    """What they work on meanwhile is done once."""
+    """What they worked on is reported, in the same attempt, and they take more."""
     nats = NatsServer(tmp_path / "nats").start()
     server = ConveyorServer(tmp_path / "server", ["--nats", nats.url]).start()
     try:
