@@ -151,9 +151,11 @@ class Worker:
         await self.say(WorkRequest(results=[job.report]))
         if self.fault == "logs-first":
             await self.say(WorkRequest(logs=lines[1:]))
-        while self.fault == "slow-server" and job in self.jobs.values() and self.call is call:
+        while self.fault == "slow-server":
+            await asyncio.sleep(0.5)
+            if job not in self.jobs.values() or self.call is not call:
+                return
             await self.say(WorkRequest(results=[job.report]))
-            await asyncio.sleep(1)
 
     def drain(self) -> None:
         self.draining = True

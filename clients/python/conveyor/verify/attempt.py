@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+Name = tuple[str, str, int, str]
+"""Run, step, attempt and token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -31,6 +34,11 @@ class Answer:
     number: int = 0
     token: str = ""
 
+    @property
+    def named(self) -> Name:
+        """The attempt that it says it answers."""
+        return self.run, self.step, self.number, self.token
+
 
 @dataclass(slots=True, eq=False)
 class Attempt:
@@ -45,6 +53,11 @@ class Attempt:
     answers: list[Answer] = field(default_factory=list)
     over: bool = False
     """Whether nothing more is waited for."""
+
+    @property
+    def named(self) -> Name:
+        """What its results must carry."""
+        return self.run, self.step, self.number, self.token
 
     @property
     def texts(self) -> list[str]:

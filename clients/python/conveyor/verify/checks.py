@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from conveyor.verify.attempt import Attempt
+from conveyor.verify.attempt import Answer, Attempt
 from conveyor.verify.rig import STARTED, Rig, Unmet
 from conveyor.verify.site import Site
 
@@ -49,21 +49,14 @@ async def data(rig: Rig[Site]) -> str:
 
 async def token(rig: Rig[Site]) -> str:
     first = await rig.give({"fail": "once"})
-    await rig.answer(first)
+    _expect_named(first, await rig.answer(first))
     second = await rig.give({}, run=first.run, number=2)
-    await rig.until(
-        lambda: first.answers and (second.answers or len(first.answers) > 1),
-        "a result of the second attempt",
-        lambda: "none came",
-    )
-    answers = sorted(first.answers + second.answers, key=lambda each: each.at)
-    for given, answer in zip((first, second), answers, strict=False):
-        wanted = (given.run, given.step, given.number, given.token)
-        if (answer.run, answer.step, answer.number, answer.token) != wanted:
-            raise Unmet(
-                f"a result with run, step, attempt and token of attempt {given.number}: {_named(*wanted)}",
-                f"one came with {_named(answer.run, answer.step, answer.number, answer.token)}",
-            )
+
+    def others() -> list[Answer]:
+        return [each for each in first.answers + second.answers if each.named != first.named]
+
+    await rig.until(others, "a result of the second attempt", lambda: "none came")
+    _expect_named(second, others()[0])
     return "the results of two attempts carried run, step, attempt and token of their own"
 
 
@@ -166,7 +159,16 @@ def _same(got: Any, wanted: Any) -> bool:
     return isinstance(got, bool) == isinstance(wanted, bool) and bool(got == wanted)
 
 
-def _named(run: str, step: str, number: int, token: str) -> str:
+def _expect_named(attempt: Attempt, answer: Answer) -> None:
+    if answer.named != attempt.named:
+        raise Unmet(
+            f"a result with run, step, attempt and token of attempt {attempt.number}: {_shown(attempt)}",
+            f"one came with {_shown(answer)}",
+        )
+
+
+def _shown(named: Attempt | Answer) -> str:
+    run, step, number, token = named.named
     return f"{run or '-'}/{step or '-'}/{number} {token or '(no token)'}"
 
 

@@ -173,8 +173,7 @@ def _expect_held(stream: Stream, attempt: Attempt, answers: Sequence[Answer]) ->
     if any(answer.at < stream.at for answer in answers):
         return
     holding = stream.hello.holding if stream.hello is not None else []
-    wanted = (attempt.run, attempt.step, attempt.number, attempt.token)
-    if wanted not in [(each.run, each.step, each.attempt, each.token) for each in holding]:
+    if attempt.named not in [(each.run, each.step, each.attempt, each.token) for each in holding]:
         raise Unmet("a Hello that lists the attempt as held, with its token", f"{len(holding)} others are in it")
 
 
