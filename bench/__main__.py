@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
     "jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds),
     "go": lambda seconds: throughput.runs_per_s("sqlite", "grpc", seconds, "go"),
     "go_jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds, "go"),
+    "expressions": throughput.expressions,
     "step_cost": throughput.step_cost,
     "memory": throughput.memory,
     "recovery_sqlite": lambda seconds: recovery.recovery("sqlite"),

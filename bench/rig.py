@@ -104,6 +104,17 @@ def three_steps() -> pipeline_pb2.Pipeline:
     return pipeline_pb2.Pipeline(name="three", steps=steps)
 
 
+def three_steps_with_expressions() -> pipeline_pb2.Pipeline:
+    """The same with a parameter, and with a condition and two expressions in each step."""
+    pipeline = pipeline_pb2.Pipeline(name="expressions", params=[pipeline_pb2.Param(name="env")])
+    pipeline.params[0].default.string_value = "test"
+    for before, name in (("", "a"), ("a", "b"), ("b", "c")):
+        after = f" && steps.{before}.data.n == 1" if before else ""
+        step = pipeline.steps.add(id=name, driver=name, when=f"params.env != 'none'{after}")
+        step.params.update({"env": "${{ params.env }}", "from": "${{ resource.spec.repository }}, to be tested"})
+    return pipeline
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system seconds of a process so far (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

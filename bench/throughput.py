@@ -49,6 +49,31 @@ def runs_per_s(store: str, transport: str, seconds: float, language: str = "pyth
             yield Figure.of("start_run_p50_ms", result["start_p50_ms"], "ms")
 
 
+def expressions(seconds: float) -> Iterator[Figure]:
+    """Runs per second with a condition and expressions in each step, against the same without, in turns."""
+    rounds = 4
+    counted = {"three": 0, "expressions": 0}
+    taken = dict.fromkeys(counted, 0.0)
+    used = dict.fromkeys(counted, 0.0)
+    with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder)) as server:
+        for pipeline in (rig.three_steps(), rig.three_steps_with_expressions()):
+            rig.apply(server.address, pipeline)
+        with rig.drivers(server, ("a", "b", "c")):
+            for name in counted:
+                load(server.address, name, concurrency=CONCURRENCY, runs=2 * CONCURRENCY)
+            for _ in range(rounds):
+                for name in counted:
+                    before = rig.cpu_seconds(server.pid)
+                    result = load(server.address, name, concurrency=CONCURRENCY, runs=int(seconds * 50))
+                    used[name] += rig.cpu_seconds(server.pid) - before
+                    counted[name] += result["runs"]
+                    taken[name] += result["seconds"]
+    rates = {name: counted[name] / taken[name] for name in counted}
+    yield Figure.of("runs_per_s_expressions", rates["expressions"], "runs/s", rates["three"])
+    yield Figure.of("run_cpu_plain_ms", used["three"] / counted["three"] * 1e3, "ms")
+    yield Figure.of("run_cpu_expressions_ms", used["expressions"] / counted["expressions"] * 1e3, "ms")
+
+
 def step_cost(seconds: float) -> Iterator[Figure]:
     """CPU of the server per step in runs of 1,000 steps, against runs of 3."""
     steps = 1000

@@ -45,10 +45,15 @@ class Expression:
         except RuntimeError as error:
             raise NoValue(_plain(str(error))) from None
         if value.type() == cel.Type.ERROR:
-            raise self._failure(str(value.value()), values)
+            raise self._failure(value, values)
         return value
 
-    def _failure(self, said: str, values: Values) -> NoValue:
+    def _failure(self, value: cel.Value, values: Values) -> NoValue:
+        try:
+            said = str(value.value())
+        except TypeError:
+            # The only kind of value that the library does not give out; it calls it an error.
+            return NoValue("it is an optional; .orValue() gives it a value")
         key = _NO_KEY.search(said)
         if key is None:
             return NoValue(_plain(said))

@@ -26,7 +26,8 @@ def truth(value: cel.Value) -> bool:
 
 def text(value: cel.Value) -> str:
     """What stands for the value within other text. Raises NoValue."""
-    plain = _scalar(value)
+    kind = value.type().name()
+    plain = None if kind.startswith(("LIST", "MAP")) else _scalar(value)
     if isinstance(plain, str):
         return plain
     if isinstance(plain, bool):
@@ -43,14 +44,14 @@ def fill(target: Value, value: cel.Value, room: int) -> int:
 
 def _fill(target: Value, value: cel.Value, room: int, depth: int) -> int:
     kind = value.type().name()
-    if kind.startswith(("LIST", "list")):
+    if kind.startswith("LIST"):
         if depth < 1:
             raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
         items = target.list_value.values
         for item in value.value():
             room = _fill(items.add(), item, _left(room, 1), depth - 1)
         return room
-    if kind.startswith(("MAP", "map")):
+    if kind.startswith("MAP"):
         if depth < 1:
             raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
         fields = target.struct_value.fields
@@ -79,10 +80,7 @@ def _left(room: int, taken: int) -> int:
 
 
 def _scalar(value: cel.Value) -> str | bool | float | None:
-    try:
-        plain: Any = value.value()
-    except TypeError:
-        raise NoValue("it is an optional; .orValue() gives it one") from None
+    plain: Any = value.value()
     if plain is None or isinstance(plain, str | bool):
         return plain
     if isinstance(plain, int):
