@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -102,10 +103,16 @@ func (d *driver) serve(filters []string) error {
 	if d.js, err = jetstream.New(d.nc); err != nil {
 		return err
 	}
-	consumer, err := d.js.CreateOrUpdateConsumer(context.Background(), "messages", jetstream.ConsumerConfig{
+	config := jetstream.ConsumerConfig{
 		Name: d.name, FilterSubjects: filters, MaxAckPending: 1,
 		AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
-	})
+	}
+	consumer, err := d.js.CreateOrUpdateConsumer(context.Background(), "messages", config)
+	// A server that has just started makes the stream a moment later.
+	for errors.Is(err, jetstream.ErrStreamNotFound) {
+		time.Sleep(20 * time.Millisecond)
+		consumer, err = d.js.CreateOrUpdateConsumer(context.Background(), "messages", config)
+	}
 	if err != nil {
 		return err
 	}
