@@ -89,13 +89,8 @@ func (t *Ticket) fill() error {
 	for name, value := range labels {
 		made.Resource.Labels[name] = text(value)
 	}
-	if state := text(t.metadata[own+"run_state"]); state != "" {
-		number, ok := conveyorv1.RunState_value["RUN_STATE_"+state]
-		if !ok {
-			return fmt.Errorf("run_state %s is unknown", state)
-		}
-		made.RunState = conveyorv1.RunState(number)
-	}
+	// A later server may know more states: these are unspecified, as over gRPC.
+	made.RunState = conveyorv1.RunState(conveyorv1.RunState_value["RUN_STATE_"+text(t.metadata[own+"run_state"])])
 	if err := t.fillTimes(); err != nil {
 		return err
 	}
@@ -158,10 +153,7 @@ func (t *Ticket) addResult(step string, raw json.RawMessage, older string) error
 			state = "SUCCEEDED"
 		}
 	}
-	value, ok := conveyorv1.StepState_value["STEP_STATE_"+state]
-	if !ok {
-		return fmt.Errorf("results.%s: the state %q is unknown", step, state)
-	}
+	value := conveyorv1.StepState_value["STEP_STATE_"+state]
 	result := &conveyorv1.StepResult{
 		State: conveyorv1.StepState(value), Driver: either(text(answer["driver"]), older), Message: text(answer["message"]),
 	}

@@ -295,10 +295,11 @@ def _number(text: str) -> float | None:
 
 
 def _enum(kind: Any, name: str) -> Any:
+    """A value by its name; unspecified when a later server knows more of them, as it is over gRPC."""
     try:
         return kind.Value(name)
     except ValueError:
-        raise Malformed(f"{name} is unknown") from None
+        return 0
 
 
 def _dump(value: object) -> bytes:
