@@ -132,8 +132,12 @@ async def drained(rig: Rig[Site], attempt: Attempt) -> None:
         raise Unmet("exit status 0 after SIGTERM", f"the driver {await rig.process.obituary()}")
 
 
-async def unbothered(rig: Rig[Site], what: str) -> str:
-    """The driver goes on after something that it does not know."""
+async def unbothered(rig: Rig[Site], what: str, attempt: Attempt | None = None) -> str:
+    """The driver goes on after something that it does not know, and does the attempt that came with it."""
+    if attempt is not None:
+        answer = await rig.answer(attempt, f"a result of {what}")
+        if answer.outcome != "SUCCEEDED":
+            raise Unmet(f"{what} to be SUCCEEDED", f"it was {answer.outcome}: {answer.message!r}")
     await rig.works(what)
     return f"{what} did not disturb it"
 
