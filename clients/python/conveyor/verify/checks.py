@@ -24,9 +24,7 @@ _DATA = {
 
 
 async def succeeds(rig: Rig[Site]) -> str:
-    answer = await rig.answer(await rig.give())
-    if answer.outcome != "SUCCEEDED":
-        raise Unmet("an attempt with an empty spec to be SUCCEEDED", f"it was {answer.outcome}: {answer.message!r}")
+    await succeeded(rig, await rig.give(), "an attempt with an empty spec")
     return "an attempt with an empty spec was SUCCEEDED"
 
 
@@ -132,12 +130,18 @@ async def drained(rig: Rig[Site], attempt: Attempt) -> None:
         raise Unmet("exit status 0 after SIGTERM", f"the driver {await rig.process.obituary()}")
 
 
+async def succeeded(rig: Rig[Site], attempt: Attempt, what: str) -> Answer:
+    """The attempt is done to its end."""
+    answer = await rig.answer(attempt, f"a result of {what}")
+    if answer.outcome != "SUCCEEDED":
+        raise Unmet(f"{what} to be SUCCEEDED", f"it was {answer.outcome}: {answer.message!r}")
+    return answer
+
+
 async def unbothered(rig: Rig[Site], what: str, attempt: Attempt | None = None) -> str:
     """The driver goes on after something that it does not know, and does the attempt that came with it."""
     if attempt is not None:
-        answer = await rig.answer(attempt, f"a result of {what}")
-        if answer.outcome != "SUCCEEDED":
-            raise Unmet(f"{what} to be SUCCEEDED", f"it was {answer.outcome}: {answer.message!r}")
+        await succeeded(rig, attempt, what)
     await rig.works(what)
     return f"{what} did not disturb it"
 

@@ -105,7 +105,7 @@ async def reattaches(rig: Rig[GrpcSite]) -> str:
     named = stream.hello.session if stream.hello is not None else ""
     if named != session:
         raise Unmet("a Hello with the session of before", f"it named {named or 'none'}")
-    await rig.answer(attempt, "a result of the attempt that ran while the server was away")
+    await checks.succeeded(rig, attempt, "an attempt that ran while the server was away")
     await rig.works("the server's return")
     return "came back with its session and what it held, and reported it"
 
