@@ -68,7 +68,8 @@ async def test_each_fails_stops_and_leaves_as_it_is_told(belt: Belt, examples: E
     assert states(await belt.ended(run)) == {"s": "CANCELLED"}
 
     last = await belt.start(seconds=1, data={"size": 3})
-    await belt.until_step(last, "s", "RUNNING")
+    # That a ticket is worked on may be seen no sooner than its result.
+    await belt.until_step(last, "s", "RUNNING", "SUCCEEDED")
     driver.terminate()
     assert await asyncio.to_thread(driver.wait) == 0
     assert from_struct((await belt.ended(last)).steps[0].result.data) == {"size": 3, "stamps": [name]}
@@ -85,7 +86,7 @@ async def test_all_come_back_to_a_server_and_a_broker_that_were_killed(tmp_path:
             await belt.pipeline(*(step(name) for name in NAMES), graph=True)
             run = await belt.start(seconds=2)
             for name in NAMES:
-                await belt.until_step(run, name, "RUNNING")
+                await belt.until_step(run, name, "RUNNING", "SUCCEEDED")
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(nats.kill)
             await asyncio.to_thread(nats.start)

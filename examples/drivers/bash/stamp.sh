@@ -39,7 +39,7 @@ working() { [[ $worker ]] && kill -0 "$worker" 2>/dev/null; }
 say() { jq -c --unbuffered "$known $1" <<<"$job" >&4; } 2>/dev/null
 
 # What the server says, as lines, and what is done about each.
-heard='(.welcome // empty | "welcome \(.session) \(.heartbeatInterval | rtrimstr("s"))"),
+heard='(.welcome // empty | "welcome \(.session) \([(.heartbeatInterval | rtrimstr("s") | tonumber), 1] | min)"),
   (.welcome.revoked[]? | "revoked \(same)"), (.cancellations[]? | "cancelled \(same)"),
   (.assignments[]? | "job \(.)"), (.drained // empty | "drained")'
 hear() {
@@ -53,7 +53,7 @@ hear() {
   esac
 }
 
-# One Work stream, to its end. The heartbeats come from the loop that also listens.
+# One Work stream, to its end. The heartbeats come from the loop that also listens, and looks after the job.
 converse() {
   local line='' part stream
   coproc server { rpc worker_service WorkerService/Work -keepalive-time 10 | jq -rc --unbuffered "$known $heard"; }
