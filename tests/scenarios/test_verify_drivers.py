@@ -84,24 +84,17 @@ def verdicts(name: str, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def verifications(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Future[list[dict[str, Any]]]]]:
-    """All drivers that are asked for at the same time: most of it is waiting."""
+    """All drivers that are asked for at the same time, and beside the other tests: most of it is waiting."""
     with ThreadPoolExecutor(max_workers=len(DRIVERS)) as pool:
         names = [each.callspec.params.get("name") for each in request.session.items if hasattr(each, "callspec")]
         yield {
             name: pool.submit(verdicts, name, tmp_path_factory.mktemp("driver")) for name in DRIVERS if name in names
         }
         pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.parametrize("name", DRIVERS)
-def test_drivers_keep_what_they_claim(name: str, verifications: Mapping[str, Future[list[dict[str, Any]]]]) -> None:
-    found = verifications[name].result()
-    assert [each["check"] for each in found] == list(NAMES)
-    assert [each for each in found if each["verdict"] != "ok"] == []
 
 
 def test_each_check_is_a_line_and_a_failed_one_the_exit_code() -> None:
@@ -161,3 +154,10 @@ def test_interrupted_it_leaves_nothing_behind(how: signal.Signals, tmp_path: Pat
 
     until_sync(lambda: not left(), "the end of driver and broker")
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_drivers_keep_what_they_claim(name: str, verifications: Mapping[str, Future[list[dict[str, Any]]]]) -> None:
+    found = verifications[name].result()
+    assert [each["check"] for each in found] == list(NAMES)
+    assert [each for each in found if each["verdict"] != "ok"] == []
