@@ -182,7 +182,8 @@ async def test_a_broker_that_ends_while_work_waits_and_runs(belt: Belt, older: M
     held.released.set()
     await asyncio.to_thread(nats.start)
     for run in [*runs, late]:
-        ended = await belt.ended(run)
+        # A ticket whose ack a killed broker lost comes again after 30 s, and holds those behind it up until then.
+        ended = await belt.ended(run, within=200)
         assert state(ended) == "SUCCEEDED"
         assert [each.attempt for each in ended.steps] == [1, 1, 1]
     if how == "stop":

@@ -23,6 +23,8 @@ type driver struct {
 	nc   *nats.Conn
 	js   jetstream.JetStream
 	work func() result
+	// What it has acked and not begun with.
+	tickets chan []byte
 	// Whether it drops the metadata of the resource that it sends back.
 	mute bool
 }
@@ -65,12 +67,15 @@ type line struct {
 
 func main() {
 	d := &driver{name: os.Args[1], mute: os.Getenv("MUTE") != "", work: kind(os.Args[2:])}
+	d.tickets = make(chan []byte, 10_000)
 	filters := []string{"resources.app", "drivers." + d.name + ".resources.app"}
 	if given := os.Getenv("FILTERS"); given != "" {
 		filters = strings.Split(given, ",")
 	}
-	if err := d.serve(filters); err != nil {
-		log.Fatal(err)
+	// What starts such a driver anew whenever it ends is here too.
+	for {
+		log.Print(d.serve(filters))
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
@@ -100,6 +105,7 @@ func (d *driver) serve(filters []string) error {
 	if err != nil {
 		return err
 	}
+	defer d.nc.Close()
 	if d.js, err = jetstream.New(d.nc); err != nil {
 		return err
 	}
@@ -116,7 +122,6 @@ func (d *driver) serve(filters []string) error {
 	if err != nil {
 		return err
 	}
-	tickets := make(chan []byte, 10_000)
 	failed := make(chan error, 1)
 	consuming, err := consumer.Consume(func(message jetstream.Msg) {
 		fmt.Println(string(message.Data()))
@@ -124,7 +129,7 @@ func (d *driver) serve(filters []string) error {
 		if err := message.Ack(); err != nil {
 			log.Print(err)
 		}
-		tickets <- message.Data()
+		d.tickets <- message.Data()
 	}, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) { log.Print(err) }))
 	if err != nil {
 		return err
@@ -136,7 +141,7 @@ func (d *driver) serve(filters []string) error {
 	fmt.Println("ready")
 	for {
 		select {
-		case body := <-tickets:
+		case body := <-d.tickets:
 			if err := d.do(body); err != nil {
 				return err
 			}
