@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from conveyor.core import limits
 from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
-from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, Draft, withdrawal
+from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, MAX_RECORD_BYTES, Draft, withdrawal
 from conveyor.core.model import (
     OVERDUE,
     TERMINAL_STEP,
@@ -63,6 +64,8 @@ def _on_created(state: RunState, event: RunCreated, now: int, jitter: float) -> 
     if draft.plan.broadcast and not draft.plan.steps:
         head.reason = run_pb2.RUN_REASON_NO_DRIVER
         head.message = f"no driver listens to {head.definition}"
+    # The same commit stores the snapshot, which leaves little room for params of the first steps.
+    draft.bytes_taken = MAX_RECORD_BYTES - limits.STEP_PARAMS_BYTES
     find_candidates(draft)
     settle(draft)
     return draft.decide()
