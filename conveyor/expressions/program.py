@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cel_expr_python import cel
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,21 +25,26 @@ _MESSAGE_CHARS = 1024
 
 @dataclass(frozen=True, slots=True)
 class _StepCode:
-    """The compiled expressions of a step."""
+    """The compiled expressions of a step.
+
+    `together` is all of them as one, since each evaluation has its price: a list of what its params come to, empty when
+    the condition is false. None when there is only one, or when they don't go together.
+    """
 
     when: Expression | None
     params: Struct | None
     templates: tuple[tuple[tuple[str | int, ...], Template], ...]
     roots: frozenset[str]
     steps: frozenset[str]
+    together: Expression | None
 
     @classmethod
     def of(cls, step: pipeline_pb2.Step) -> _StepCode:
         """Raises NotAnExpression, which registration rules out."""
         when = compile_expression(step.when) if step.when else None
         templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(step.params))
-        used = [when] if when else []
-        used += [part.expression for _, template in templates for part in template.parts()]
+        parts = [part.expression for _, template in templates for part in template.parts()]
+        used = [when, *parts] if when else parts
         names = [reference.names for expression in used for reference in expression.outline.references]
         return cls(
             when,
@@ -46,7 +52,17 @@ class _StepCode:
             templates,
             frozenset(each[0] for each in names),
             frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
+            _together(when, parts) if parts and len(used) > 1 else None,
         )
+
+
+def _together(when: Expression | None, parts: Sequence[Expression]) -> Expression | None:
+    # Each ends its line, since it may end with a comment.
+    items = "".join(f"{part.text}\n," for part in parts)
+    try:
+        return compile_expression(f"({when.text}\n) ? [{items}] : []" if when else f"[{items}]")
+    except NotAnExpression:
+        return None  # too deep, or a condition that is known to be none
 
 
 class Program:
@@ -79,6 +95,12 @@ class RunInputs:
             code = self._program.code(index)
             values = self._values(code, index, seen)
             given = activation(values)
+            items = _all_at_once(code, given, values)
+            if items is not None and code.params is not None:
+                if not items:
+                    return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+                each_in_turn = iter(items)
+                return Verdict(params=render_struct(code.params, code.templates, lambda _: next(each_in_turn)))
             if code.when is not None and not _holds(code.when, given, values):
                 return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
             if code.params is None:
@@ -122,9 +144,20 @@ class RunInputs:
         return values
 
 
-def _holds(when: Expression, given: object, values: Values) -> bool:
+def _all_at_once(code: _StepCode, given: cel.Activation, values: Values) -> list[cel.Value] | None:
+    """What all expressions come to; None when one of them has to be found that comes to nothing."""
+    if code.together is None:
+        return None
     try:
-        return results.truth(when.evaluate(given, values))  # type: ignore[arg-type]
+        items: list[cel.Value] = code.together.evaluate(given, values).value()
+    except NoValue:
+        return None
+    return items
+
+
+def _holds(when: Expression, given: cel.Activation, values: Values) -> bool:
+    try:
+        return results.truth(when.evaluate(given, values))
     except NoValue as error:
         raise type(error)(f"when: {error}") from None
 
