@@ -22,6 +22,7 @@ from conveyor.logs.store import LogStore
 from conveyor.server.buses import open_bus
 from conveyor.server.config import Config, ConfigError, is_loopback, split_address, without_secrets
 from conveyor.server.late import LateHandlers
+from conveyor.server.listening import expand
 from conveyor.server.measured import MeasuredStore
 from conveyor.server.metrics import CallMetrics, MetricsServer
 from conveyor.server.nats_child import NatsChild, NatsChildError
@@ -131,22 +132,26 @@ class App:
         for address in config.listen:
             if credentials is None:
                 _warn_if_open(address)
-            try:
-                port = (
-                    server.add_secure_port(address, credentials)
-                    if credentials is not None
-                    else server.add_insecure_port(address)
-                )
-            except RuntimeError:
-                port = 0
-            if not port:
-                raise StartupError(
-                    f"cannot listen on {address}: the port is taken or the address is not this machine's"
-                )
-            self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
+            self.addresses.append(await self._bind(server, address, credentials))
         await server.start()
         self._server = server
         log.info("listening", addresses=self.addresses)
+
+    async def _bind(self, server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+        """Have the server take connections there; the address, with its port."""
+        port = 0
+        try:
+            for each in await asyncio.to_thread(expand, address):
+                port = (
+                    server.add_secure_port(each, credentials)
+                    if credentials is not None
+                    else server.add_insecure_port(each)
+                )
+        except (RuntimeError, OSError):
+            raise StartupError(
+                f"cannot listen on {address}: the port is taken or the address is not this machine's"
+            ) from None
+        return f"{address.rpartition(':')[0]}:{port}"
 
     def _listen_for_http(self) -> HttpServer:
         address = self._config.http_listen

@@ -93,3 +93,13 @@ def test_f99_an_address_of_another_machine(tmp_path: Path, address: str) -> None
     )
     assert (done.code, done.out) == (1, "")
     assert f"error: cannot listen on {address}" in done.err
+
+
+@ipv6
+@pytest.mark.parametrize(("taken", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_f99_a_name_of_which_one_address_is_taken(tmp_path: Path, taken: str, family: socket.AddressFamily) -> None:
+    with socket.create_server((taken, 0), family=family) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        done = Cli()("server", "dev", "--data-dir", str(tmp_path), "--listen", address, "--metrics-listen", "")
+    assert (done.code, done.out) == (1, "")
+    assert f"error: cannot listen on {address}" in done.err
