@@ -29,7 +29,9 @@ def make_app(calls: Calls) -> Starlette:
     for method in methods():
         verbs = ["GET", "POST"] if method.reads else ["POST"]
         routes.append(Route(method.path, _endpoint(calls, method), methods=verbs))
-    return Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb, 500: _broken})
+    app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _wrong_verb, 500: _broken})
+    app.router.redirect_slashes = False  # a redirect is no answer to a call: clients would take it for one
+    return app
 
 
 def _endpoint(calls: Calls, method: Method) -> Endpoint:
@@ -57,9 +59,9 @@ async def _unknown(request: Request, error: Exception) -> Response:
 
 async def _wrong_verb(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = f"{request.url.path} does not take {request.method}; calls are made with POST"
-    headers = dict(error.headers or {})
-    failure = failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers=headers)
+    taken = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+    text = f"{request.url.path} does not take {request.method}; it takes {taken}"
+    failure = failed(grpc.StatusCode.UNIMPLEMENTED, text, http_status=405, headers={"Allow": taken})
     return ErrorResponse(failure, unread=True)
 
 

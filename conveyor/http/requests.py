@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import grpc
 from google.protobuf.message import Message
@@ -94,9 +97,37 @@ async def _each(kind: type[Message], body: bytes) -> AsyncIterator[Message]:
         yield message
 
 
+def _query_message(request: Request) -> bytes:
+    """The message in the address, as Connect's clients write it there. Raises CallFailed."""
+    query: str = request.scope["query_string"].decode(errors="surrogateescape")
+    given = dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+    version, encoding = given.get("connect", "v1"), given.get("encoding", "json")
+    compression = given.get("compression") or "identity"
+    if version != "v1":
+        raise refused(errors.InvalidRequest(f"connect must be v1, not {_shown(version)}"))
+    if encoding != "json":
+        text = f"the message must be JSON: say encoding=json, not {_shown(encoding)}"
+        raise refused(errors.InvalidRequest(text), http_status=415)
+    if compression != "identity":
+        text = f"send the message as it is, without compression={_shown(compression)}"
+        raise failed(grpc.StatusCode.UNIMPLEMENTED, text)
+    message = given.get("message", "").encode(errors="surrogateescape")
+    if given.get("base64") != "1":
+        return message
+    bare = message.rstrip(b"=")
+    try:
+        return base64.b64decode(bare + b"=" * (-len(bare) % 4), b"-_", validate=True)
+    except binascii.Error:
+        raise refused(errors.InvalidRequest("with base64=1 the message must be base64 for addresses")) from None
+
+
+def _shown(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 async def _body(request: Request) -> bytes:
-    if request.method == "GET":
-        return request.query_params.get("message", "").encode()
+    if request.method in ("GET", "HEAD"):
+        return _query_message(request)
     declared = request.headers.get("content-length", "")
     if "expect" in request.headers and declared.isdigit() and int(declared) > limits.MESSAGE_BYTES:
         raise _too_large()  # the client waits for a word before it sends the body

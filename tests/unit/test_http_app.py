@@ -107,3 +107,43 @@ async def test_a_body_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = await http.post(f"{PATH}GetRun", content=half(), headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (408, "deadline_exceeded")
     assert answer.headers["connection"] == "close"
+
+
+async def echo(request: Any, context: Any) -> Any:
+    return run_service_pb2.ListRunsResponse(next_page_token=request.pipeline)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "said"),
+    [
+        ("message=%7B%22pipeline%22:%22a%22%7D", 200, '{"nextPageToken":"a"}'),
+        ("connect=v1&encoding=json&compression=identity&message=%7B%22pipeline%22:%22a%22%7D", 200, '"a"'),
+        ("encoding=json&base64=1&message=eyJwaXBlbGluZSI6ICI_In0", 200, '"?"'),
+        ("encoding=json&base64=1&message=eyJwaXBlbGluZSI6ICJhYiJ9", 200, '"ab"'),
+        ("base64=1&message=%7B%7D", 400, "must be base64"),
+        ("encoding=proto&message=", 415, "say encoding=json, not proto"),
+        ("compression=gzip&message=%7B%7D", 501, "without compression=gzip"),
+        ("connect=v2&message=%7B%7D", 400, "connect must be v1, not v2"),
+        ("connect=%FF&message=%7B%7D", 400, "connect must be v1"),
+        ("message=%7B%22pipeline%22:%22%FF%22%7D", 400, "byte 13 is not UTF-8"),
+    ],
+)
+async def test_a_message_in_the_address_is_read_as_connect_says(query: str, status: int, said: str) -> None:
+    async with client(grpc.unary_unary_rpc_method_handler(echo)) as http:
+        answer = await http.get(f"{PATH}ListRuns?{query}")
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "status", "said"),
+    [
+        ("POST", "conveyor.v1.RunService/GetRun/", 404, "this server has no /conveyor.v1.RunService/GetRun/"),
+        ("POST", "openapi.json", 405, "/openapi.json does not take POST; it takes GET, HEAD"),
+        ("GET", "conveyor.v1.RunService/StartRun", 405, "does not take GET; it takes POST"),
+    ],
+)
+async def test_what_leads_nowhere_is_said(verb: str, path: str, status: int, said: str) -> None:
+    async with client(grpc.unary_unary_rpc_method_handler(echo)) as http:
+        answer = await http.request(verb, f"http://server/{path}")
+    assert (answer.status_code, answer.json()["code"]) == (status, "unimplemented")
+    assert said in answer.json()["message"]
