@@ -123,6 +123,9 @@ def test_each_check_is_a_line_and_a_failed_one_the_exit_code() -> None:
         (["--transport", "pigeon", "--", "true"], "'pigeon' is not one of 'grpc', 'jetstream'"),
         (["--slots", "0", "--", "true"], "0 is not in the range"),
         (["--timeout", "5", "--", "true"], "5 has no unit"),
+        (["--only", "fails", "--skip", "fails,data", "--", "true"], "no check is left"),
+        (["--skip", ",".join(NAMES), "--", "true"], "no check is left"),
+        (["--log", "nowhere/log", "--", "true"], "cannot write nowhere/log: No such file"),
         (["--", f"{os.sep}nowhere{os.sep}driver"], f"cannot start {os.sep}nowhere{os.sep}driver: No such file"),
     ],
 )

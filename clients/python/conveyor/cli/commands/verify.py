@@ -65,6 +65,10 @@ def verify(
     `log`, works for `seconds`, and fails with `fail` or succeeds with `data`. The exit code is 1 when a check failed.
     """
     options = settings()
+    if not (only or set(catalogue.NAMES)) - skip:
+        raise click.UsageError("no check is left: --skip leaves out all of them")
+    if log is not None:
+        _try(log)
     with tempfile.TemporaryDirectory(prefix="conveyor-verify-") as folder:
         verification = kit.Settings(
             command=driver_command,
@@ -83,6 +87,14 @@ def verify(
         print_value(options, [asdict(each) for each in found])
     if any(each.verdict == "FAIL" for each in found):
         raise Ended(Exit.ERROR)
+
+
+def _try(log: Path) -> None:
+    """Better now than when the driver is to be started."""
+    try:
+        log.open("ab").close()
+    except OSError as error:
+        raise CliError(f"cannot write {log}: {error.strerror}", code=Exit.USAGE) from None
 
 
 async def _judged(options: Settings, verification: kit.Settings) -> list[kit.Verdict]:
