@@ -3,11 +3,16 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from conveyor.sdk.process_tree import Mark, ProcessTree
+
 _LAST_BYTES = 2_000
+_KILL_S = 5.0
+_BETWEEN_KILLS_S = 0.02
 
 
 class CannotStart(Exception):
@@ -17,8 +22,11 @@ class CannotStart(Exception):
 class DriverProcess:
     """One process of the driver. Whatever it started ends with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, tree: ProcessTree, log: Path, changed: Callable[[], None]
+    ) -> None:
         self._process = process
+        self._tree = tree
         self._log = log
         self._watch = asyncio.create_task(self._tell(changed))
 
@@ -27,11 +35,12 @@ class DriverProcess:
         cls, command: Sequence[str], environment: Mapping[str, str], log: Path, changed: Callable[[], None]
     ) -> "DriverProcess":
         """Start it; what it prints is added to `log`, and `changed` is called when it has ended. Raises CannotStart."""
+        mark = Mark()
         with await asyncio.to_thread(log.open, "ab") as sink:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    env={**_inherited(), **environment},
+                    env=mark.environment({**_inherited(), **environment}),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=sink,
                     stderr=sink,
@@ -39,7 +48,7 @@ class DriverProcess:
                 )
             except OSError as error:
                 raise CannotStart(f"cannot start {command[0]}: {error.strerror}") from None
-        return cls(process, log, changed)
+        return cls(process, ProcessTree(mark, process.pid), log, changed)
 
     @property
     def code(self) -> int | None:
@@ -52,10 +61,16 @@ class DriverProcess:
             self._process.terminate()
 
     async def kill(self) -> None:
-        """End it, and all of its group."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End it, and whatever it started, also what left its group: a job of a shell has one of its own."""
+        await asyncio.to_thread(self._end_all)
         await self._watch
+
+    def _end_all(self) -> None:
+        until = time.monotonic() + _KILL_S
+        while (left := self._tree.alive()) and time.monotonic() < until:
+            self._tree.signal(signal.SIGKILL, left)
+            # What was being started at that moment is there now.
+            time.sleep(_BETWEEN_KILLS_S)
 
     async def obituary(self) -> str:
         """How it ended, with the last line that it printed."""
