@@ -28,8 +28,6 @@ _log = structlog.get_logger("conveyor.bus")
 
 _CHECK_S = 5.0
 """Between two looks at whether the streams are there."""
-_DELETION_S = 1.0
-"""The broker says that a stream is deleted while it still removes its files: one made meanwhile would lose its own."""
 _MAX_DELAY_S = 2.0
 """Between two attempts to connect."""
 _COMPLAIN_S = 30.0
@@ -57,6 +55,7 @@ class Bus:
         self._settings = settings or StreamSettings()
         self._jetstream: JetStream | None = None
         self._created: dict[str, str] = {}
+        self._made: set[str] = set()
         self._problem: BusError = BusUnavailable("the broker was not reached yet")
         self._changed = asyncio.Event()
         self._check_now = asyncio.Event()
@@ -220,11 +219,10 @@ class Bus:
             await session.subscribe(_CONSUMER_ADVISORIES, self._consumer_advisory)
             await session.subscribe(_STREAM_ADVISORIES, self._stream_advisory)
             while not session.lost:
-                if self.available and not self._created:
-                    await asyncio.sleep(_DELETION_S)
                 self._check_now.clear()
                 try:
-                    self._created = await streams.ensure(jetstream, self._settings)
+                    self._created = await streams.ensure(jetstream, self._settings, self._made)
+                    self._made.update(self._created)
                 except BusError as error:
                     self._unavailable(error)
                     if str(error) != complaint:

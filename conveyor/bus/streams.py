@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Set
 from datetime import timedelta
 from typing import cast
 
@@ -15,6 +17,9 @@ from conveyor.bus.subjects import LOGS_STREAM, MESSAGES_STREAM, PIPELINE_STREAM,
 _log = structlog.get_logger("conveyor.bus")
 
 NAMES = (PIPELINE_STREAM, MESSAGES_STREAM, LOGS_STREAM)
+
+_DELETION_S = 1.0
+"""The broker says that a stream is gone while it still removes its files: one made meanwhile would lose its own."""
 
 _OWN_ACCOUNT = "or give Conveyor a NATS account of its own"
 
@@ -63,27 +68,35 @@ def configs(settings: StreamSettings) -> dict[str, JsonObject]:
     }
 
 
-async def ensure(jetstream: JetStream, settings: StreamSettings) -> dict[str, str]:
+async def ensure(jetstream: JetStream, settings: StreamSettings, before: Set[str] = frozenset()) -> dict[str, str]:
     """Makes the streams what they should be; returns when each was created, as the broker says it.
 
-    Raises BusConflict when somebody else's stream stands in the way.
+    `before` are those that were there at an earlier look. Raises BusConflict when somebody else's stream stands in the
+    way.
     """
     wanted = configs(settings)
+    missing: set[str] = set()
     # All before any is touched: an older server may still run on what stands in the way.
-    for config in wanted.values():
-        info = await jetstream.stream(config["name"])
-        if info is not None:
+    for name, config in wanted.items():
+        info = await jetstream.stream(name)
+        if info is None:
+            missing.add(name)
+        else:
             _refuse_foreign(info["config"], config)
         if info is None or info["config"]["subjects"] != config["subjects"]:
             await _refuse_holders(jetstream, config)
-    return {name: await _ensure(jetstream, config) for name, config in wanted.items()}
+    if missing & before:
+        await asyncio.sleep(_DELETION_S)
+    return {name: await _ensure(jetstream, config, new=name in missing) for name, config in wanted.items()}
 
 
-async def _ensure(jetstream: JetStream, wanted: JsonObject) -> str:
+async def _ensure(jetstream: JetStream, wanted: JsonObject, *, new: bool) -> str:
     name = wanted["name"]
     info = await jetstream.stream(name)
     try:
         if info is None:
+            if not new:
+                await asyncio.sleep(_DELETION_S)  # it was there a moment ago
             info = await jetstream.call(f"STREAM.CREATE.{name}", wanted)
             _log.info("bus.stream.created", stream=name)
         else:
@@ -94,7 +107,7 @@ async def _ensure(jetstream: JetStream, wanted: JsonObject) -> str:
     except ApiError as error:
         if error.err_code == NAME_IN_USE:
             # Another replica was faster, with settings of its own.
-            return await _ensure(jetstream, wanted)
+            return await _ensure(jetstream, wanted, new=False)
         if error.err_code == SUBJECTS_OVERLAP:
             await _refuse_holders(jetstream, wanted)
         raise
