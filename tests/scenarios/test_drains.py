@@ -45,7 +45,7 @@ async def belt(own_site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
 
 
 async def test_f63_a_worker_that_is_asked_to_end_drains(belt: Belt) -> None:
-    worker = belt.spawn("work", "sleep", "0.5")
+    worker = belt.spawn("work", "sleep", "4")
     await belt.pipeline(step("a", "work"))
     run = await belt.start()
     await belt.until_step(run, "a", "RUNNING")
@@ -86,7 +86,7 @@ async def test_f64_a_drain_with_watches_and_busy_workers(belt: Belt) -> None:
 
 
 async def test_f64_server_and_workers_end_together(belt: Belt) -> None:
-    workers = [belt.spawn(f"work{n}", "sleep", "0.3") for n in range(2)]
+    workers = [belt.spawn(f"work{n}", "sleep", "4") for n in range(2)]
     await belt.pipeline(step("a", "work0"), step("b", "work1"), graph=True)
     await belt.connected("work0", "work1")
     run = await belt.start()
