@@ -86,7 +86,7 @@ async def ensure(jetstream: JetStream, settings: StreamSettings, before: Set[str
         if info is None or info["config"]["subjects"] != config["subjects"]:
             await _refuse_holders(jetstream, config)
     if missing & before:
-        await asyncio.sleep(_DELETION_S)
+        await _deletion_ended()
     return {name: await _ensure(jetstream, config, new=name in missing) for name, config in wanted.items()}
 
 
@@ -95,8 +95,8 @@ async def _ensure(jetstream: JetStream, wanted: JsonObject, *, new: bool) -> str
     info = await jetstream.stream(name)
     try:
         if info is None:
-            if not new:
-                await asyncio.sleep(_DELETION_S)  # it was there a moment ago
+            if not new:  # it was there a moment ago
+                await _deletion_ended()
             info = await jetstream.call(f"STREAM.CREATE.{name}", wanted)
             _log.info("bus.stream.created", stream=name)
         else:
@@ -112,6 +112,11 @@ async def _ensure(jetstream: JetStream, wanted: JsonObject, *, new: bool) -> str
             await _refuse_holders(jetstream, wanted)
         raise
     return cast(str, info["created"])
+
+
+async def _deletion_ended() -> None:
+    """Nothing tells of it, so this waits for longer than it takes."""
+    await asyncio.sleep(_DELETION_S)
 
 
 def _refuse_foreign(current: JsonObject, wanted: JsonObject) -> None:
