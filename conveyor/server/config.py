@@ -227,6 +227,10 @@ def split_address(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit() or int(port) > 65535 or not host or (":" in host and host[0] != "["):
         raise ConfigError(f"{address!r} is not an address: write host:port or [v6 address]:port")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(f"{address!r} is not an address: {host!r} cannot be the name of a host") from None
     return host.strip("[]"), int(port)
 
 

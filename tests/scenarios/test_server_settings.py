@@ -64,6 +64,8 @@ BAD = {
     "no broker": (("--etcd", "http://127.0.0.1:2379"), "--nats"),
     "a port that is none": ((*PRODUCTION, "--listen", "127.0.0.1:99999"), "is not an address"),
     "no port": ((*PRODUCTION, "--listen", "127.0.0.1"), "is not an address"),
+    "no host's name": ((*PRODUCTION, "--listen", "a..b:7460"), "cannot be the name of a host"),
+    "too long a name": ((*PRODUCTION, "--metrics-listen", f"{'x' * 64}:7461"), "cannot be the name of a host"),
     "a bare v6 address": ((*PRODUCTION, "--listen", "::1"), "is not an address"),
     "no address": ((*PRODUCTION, "--listen", ","), "name at least one address"),
     "open to all": ((*PRODUCTION, "--listen", "0.0.0.0:7460"), "--insecure"),
