@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from conveyor.core import errors, limits
 from conveyor.core.errors import Violation
-from conveyor.core.names import name_fault
+from conveyor.core.names import is_step_id, name_fault
 from conveyor.state.ids import is_run_id
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
 from conveyor.v1 import errors_pb2
@@ -66,6 +66,25 @@ def optional_name(problems: Problems, path: str, message: Any, key: str) -> None
         _check_name(problems, path, value)
 
 
+def step_id(problems: Problems, path: str, message: Any, key: str) -> None:
+    """The id of a step in a run, instances of a matrix included."""
+    value: str = getattr(message, key)
+    if not is_step_id(value):
+        _check_name(problems, path, value)
+
+
+def optional_step_id(problems: Problems, path: str, message: Any, key: str) -> None:
+    """The id of a step in a run, or nothing."""
+    if getattr(message, key):
+        step_id(problems, path, message, key)
+
+
+def chosen(problems: Problems, path: str, message: Any, key: str) -> None:
+    """An enum value that must be there."""
+    if not getattr(message, key):
+        problems.add(path, "is missing")
+
+
 def names(problems: Problems, path: str, message: Any, key: str) -> None:
     """A list of names."""
     for i, value in enumerate(getattr(message, key)):
@@ -109,6 +128,18 @@ def text(most: int) -> Check:
         value: str = getattr(message, key)
         if value and (size := len(value.encode())) > most:
             problems.too_large(path, f"has {size} bytes; at most {most}")
+
+    return check
+
+
+def required_text(most: int) -> Check:
+    """Text of 1 to so many bytes."""
+    bounded = text(most)
+
+    def check(problems: Problems, path: str, message: Any, key: str) -> None:
+        if not getattr(message, key).strip():
+            problems.add(path, "is missing")
+        bounded(problems, path, message, key)
 
     return check
 
@@ -195,11 +226,8 @@ def value(problems: Problems, path: str, value: Value) -> None:
 def unsupported(problems: Problems, path: str, message: Any, key: str) -> None:
     """A field that the server does not act on yet."""
     value = getattr(message, key)
-    given = (
-        bool(value.fields)
-        if isinstance(value, Struct)
-        else (message.HasField(key) if isinstance(value, Message) else bool(value))
-    )
+    present = message.DESCRIPTOR.fields_by_name[key].has_presence
+    given = bool(value.fields) if isinstance(value, Struct) else message.HasField(key) if present else bool(value)
     if given:
         problems.add(path, "this server does not act on it yet", errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD)
 

@@ -116,6 +116,14 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         run = await self._repositories.starts.retry(namespace, request.id, labels=request.labels, slip=slip)
         return pb.RetryRunResponse(run=run)
 
+    async def DecideStep(self, request: pb.DecideStepRequest, context: Any) -> pb.DecideStepResponse:
+        await validate(request)
+        raise errors.NotFound(f"run {request.id} has no gate {request.step}")
+
+    async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
+        await validate(request)
+        return pb.ListLocksResponse()
+
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
         namespace = await validate(request)
         for _ in range(_DELETE_TRIES):

@@ -147,7 +147,7 @@ def _lines(problems: Problems, path: str, request: Any, key: str) -> None:
     for i, line in enumerate(request.lines):
         where = f"{path}[{i}]"
         checks.run_id(problems, f"{where}.run", line, "run")
-        checks.name(problems, f"{where}.step", line, "step")
+        checks.step_id(problems, f"{where}.step", line, "step")
         if not line.attempt:
             problems.add(f"{where}.attempt", "is missing; attempts count from 1")
         if not line.seq:
@@ -169,6 +169,10 @@ _STEP: Rules = (
     ("retry", _retry),
     ("params", checks.struct(None)),
     ("matrix", checks.unsupported),
+    ("gate", checks.unsupported),
+    ("runs", checks.unsupported),
+    ("worker_selector", checks.unsupported),
+    ("lock", checks.unsupported),
     ("description", checks.text(limits.STEP_DESCRIPTION_BYTES)),
 )
 _PIPELINE: Rules = (
@@ -182,6 +186,7 @@ _PIPELINE: Rules = (
     ("context", checks.struct(None)),
     ("timeout", checks.duration(SECOND, 366 * DAY)),
     ("finally_timeout", checks.duration(SECOND, 366 * DAY)),
+    ("lock", checks.unsupported),
     ("", _expressions),
 )
 _DEFINITION: Rules = (
@@ -198,6 +203,7 @@ _RESOURCE: Rules = (
     ("spec", checks.struct(limits.SPEC_BYTES)),
     ("params", checks.struct(limits.PARAMS_BYTES)),
     ("params", _params_without_pipeline),
+    ("on_change", checks.unsupported),
 )
 
 _NAMESPACE: Rules = (("namespace", checks.optional_name),)
@@ -269,12 +275,21 @@ RULES: dict[type[Message], Rules] = {
         *_REQUEST_ID,
     ),
     run_service_pb2.RetryRunRequest: (*_RUN, ("labels", checks.labels), *_REQUEST_ID),
+    run_service_pb2.DecideStepRequest: (
+        *_RUN,
+        ("step", checks.step_id),
+        ("decision", checks.chosen),
+        ("by", checks.required_text(limits.DECIDED_BY_BYTES)),
+        ("comment", checks.text(limits.DECISION_COMMENT_BYTES)),
+        *_REQUEST_ID,
+    ),
+    run_service_pb2.ListLocksRequest: (*_NAMESPACE, ("key", checks.text(limits.LOCK_KEY_BYTES))),
     run_service_pb2.DeleteRunRequest: _RUN,
     log_service_pb2.WriteLogsRequest: (*_NAMESPACE, ("lines", _lines)),
     log_service_pb2.ReadLogsRequest: (
         *_NAMESPACE,
         ("run", checks.run_id),
-        ("step", checks.optional_name),
+        ("step", checks.optional_step_id),
         ("attempt", _needs("attempt", "step")),
         ("tail", _tail_or_cursor),
     ),

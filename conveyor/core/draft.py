@@ -183,7 +183,8 @@ class Draft:
         if record.next_time:
             self.timers.append(record.next_time)
         self.set_state(index, run_pb2.STEP_STATE_QUEUED)
-        self.ready.append(index)
+        if step.driver:
+            self.ready.append(index)
 
     def take_back(self, index: int) -> None:
         """Queue the current attempt again: nobody ever had it, so neither does the history."""

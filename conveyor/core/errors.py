@@ -188,6 +188,18 @@ class RunNotFinished(Unfit):
     reason = errors_pb2.ERROR_REASON_RUN_NOT_FINISHED
 
 
+class NoOpenGate(Unfit):
+    """The step is no gate that waits for a decision."""
+
+    reason = errors_pb2.ERROR_REASON_NO_OPEN_GATE
+
+
+class AlreadyDecided(Unfit):
+    """The same person has decided otherwise at the gate."""
+
+    reason = errors_pb2.ERROR_REASON_ALREADY_DECIDED
+
+
 class RunSucceeded(Unfit):
     """The run succeeded; there is nothing to retry."""
 

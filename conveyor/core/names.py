@@ -19,3 +19,11 @@ def name_fault(text: str) -> str:
     if is_name(text):
         return ""
     return f"{text[:80]!r} is no name; a name has {NAME_RULE}" if text else f"is missing; a name has {NAME_RULE}"
+
+
+_STEP_ID = re.compile(_NAME.pattern + r"(?:\[(?:0|[1-9][0-9]{0,4})\])?")
+
+
+def is_step_id(text: str) -> bool:
+    """Whether the text may be the id of a step in a run: a name, or that of an instance of a matrix, "test[0]"."""
+    return _STEP_ID.fullmatch(text) is not None

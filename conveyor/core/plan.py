@@ -52,8 +52,9 @@ _DIGITS = bytes.maketrans(b"01", b"\0\1")
 class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
-    A `queue_timeout` of 0 is no bound. `judged`: it has expressions, which decide whether it runs and with which
-    params; those of one whose params have none are `params`, a serialized Struct.
+    A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. `judged`: it has
+    expressions, which decide whether it runs and with which params; those of one whose params have none are `params`,
+    a serialized Struct.
     """
 
     index: int

@@ -120,6 +120,7 @@ def _waits_for_worker(state: RunState, index: int) -> bool:
         record is not None
         and record.state == run_pb2.STEP_STATE_QUEUED
         and not record.token
+        and bool(state.plan.steps[index].driver)
         and may_start(state.plan, state.head, state.failed, index)
     )
 

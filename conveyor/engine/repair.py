@@ -47,7 +47,8 @@ def resume(engine: Engine, run: StoredRun) -> None:
         if record is None:
             continue
         if waits(record):
-            engine.wait(run, index)
+            if run.state.plan.steps[index].driver:
+                engine.wait(run, index)
         elif record.token and record.transport == run_pb2.TRANSPORT_JETSTREAM:
             if not run.state.plan.broadcast:
                 tickets.append(index)

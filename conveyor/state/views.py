@@ -24,6 +24,7 @@ SKIP_MESSAGES: dict[int, str] = {
     run_pb2.STEP_REASON_RUN_TIMED_OUT: "the run timed out before it started",
     run_pb2.STEP_REASON_NOT_REPORTED: "its driver did not answer in time",
     run_pb2.STEP_REASON_CONDITION_FALSE: "its condition was false",
+    run_pb2.STEP_REASON_INSTANCE_FAIL_FAST: "another instance of its matrix failed",
 }
 """What a step without a record says about why it never ran."""
 
@@ -75,6 +76,14 @@ def basic_run(head: storage_pb2.RunHead, mod_revision: int) -> run_pb2.Run:
         run.cancel_message = head.cancel_message
     if head.deadline:
         _set_time(run.deadline, head.deadline)
+    if head.caller_run:
+        run.caller_run = head.caller_run
+        run.caller_step = head.caller_step
+        run.depth = head.depth
+    if head.schedule:
+        run.schedule = head.schedule
+    if head.lock.key:
+        run.lock = head.lock.key
     return run
 
 

@@ -56,16 +56,21 @@ def test_a_basic_run_has_all_of_the_head_that_is_public() -> None:
         parent_run="p",
         cancel_message="stop",
         deadline=10 * SECOND,
+        caller_run="c",
+        caller_step="deploy",
+        depth=1,
+        schedule="nightly",
+        lock=storage_pb2.LockClaim(key="prod", limit=1),
         step_reasons=bytes([run_pb2.STEP_REASON_NO_WORKER, 0]),
     )
     run = basic_run(stored, 255)
-    own = "state reason message labels parent_run cancel_message"
+    own = "state reason message labels parent_run cancel_message caller_run caller_step depth schedule"
     same = f"namespace id pipeline pipeline_generation definition resource resource_generation {own}"
     for name in same.split():
         assert getattr(run, name) == getattr(stored, name), name
     for name in ("create_time", "start_time", "end_time", "update_time", "deadline"):
         assert getattr(run, name).ToMicroseconds() == getattr(stored, name), name
-    assert run.etag == etag(255) == "ff"
+    assert (run.etag, run.lock) == (etag(255), "prod") == ("ff", "prod")
     assert list(run.step_states) == [run_pb2.STEP_STATE_RUNNING] * 2
     only_full = {"steps", "pipeline_snapshot", "resource_snapshot", "params", "wait"}
     assert {field.name for field, _ in run.ListFields()} == set(run.DESCRIPTOR.fields_by_name) - only_full

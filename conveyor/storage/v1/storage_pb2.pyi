@@ -78,6 +78,11 @@ class RunHead(_message.Message):
     FINALLY_DEADLINE_FIELD_NUMBER: _builtins.int
     RESULT_BYTES_FIELD_NUMBER: _builtins.int
     CANCEL_GRACE_FIELD_NUMBER: _builtins.int
+    CALLER_RUN_FIELD_NUMBER: _builtins.int
+    CALLER_STEP_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant."""
     id: _builtins.str
@@ -128,9 +133,21 @@ class RunHead(_message.Message):
     """Bytes of all stored results."""
     cancel_grace: _builtins.int
     """While CANCELLING: how long after the cancel cancel_deadline is."""
+    caller_run: _builtins.str
+    """The run that this one is a step of."""
+    caller_step: _builtins.str
+    """The step that it is."""
+    depth: _builtins.int
+    """How many runs this one is within."""
+    schedule: _builtins.str
+    """The schedule that started it."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels."""
+
+    @_builtins.property
+    def lock(self) -> Global___LockClaim:
+        """The lock of the whole run."""
 
     def __init__(
         self,
@@ -161,16 +178,87 @@ class RunHead(_message.Message):
         finally_deadline: _builtins.int = ...,
         result_bytes: _builtins.int = ...,
         cancel_grace: _builtins.int | None = ...,
+        caller_run: _builtins.str = ...,
+        caller_step: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        schedule: _builtins.str = ...,
+        lock: Global___LockClaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_grace", b"cancel_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_grace", b"cancel_grace", "lock", b"lock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_deadline", b"cancel_deadline", "cancel_grace", b"cancel_grace", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_deadline", b"cancel_deadline", "cancel_grace", b"cancel_grace", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cancel_grace: _TypeAlias = _typing.Literal["cancel_grace"]  # noqa: Y015
     _WhichOneofArgType__cancel_grace: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cancel_grace) -> _WhichOneofReturnType__cancel_grace | None: ...
 
 Global___RunHead: _TypeAlias = RunHead  # noqa: Y015
+
+@_typing.final
+class LockClaim(_message.Message):
+    """What a run or step has to do with a lock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key, as it came out of its expressions."""
+    limit: _builtins.int
+    """How many holders it may have."""
+    held: _builtins.bool
+    """Whether it is held; if not, it is waited for."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        held: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockClaim: _TypeAlias = LockClaim  # noqa: Y015
+
+@_typing.final
+class LockEntry(_message.Message):
+    """The value of locks/{ns}/{digest of the key}/{run}/{step}: who holds a lock or waits for it. The order is that of the
+    revisions that made the keys.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The lock's key."""
+    run: _builtins.str
+    """The run."""
+    step: _builtins.str
+    """The step; empty for the run as a whole."""
+    limit: _builtins.int
+    """How many holders it accepts."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        run: _builtins.str = ...,
+        step: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "limit", b"limit", "run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockEntry: _TypeAlias = LockEntry  # noqa: Y015
 
 @_typing.final
 class StepRecord(_message.Message):
@@ -200,6 +288,14 @@ class StepRecord(_message.Message):
     INHERITED_FIELD_NUMBER: _builtins.int
     CANCEL_SENT_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    FIRST_INSTANCE_FIELD_NUMBER: _builtins.int
+    MATRIX_STEP_FIELD_NUMBER: _builtins.int
+    MATRIX_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    WORKER_SELECTOR_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     """The step's id."""
     state: _run_pb2.StepState.ValueType
@@ -240,6 +336,14 @@ class StepRecord(_message.Message):
     """A serialized google.protobuf.Struct: what came of the step's params, if they have expressions. Made when the step
     became ready first.
     """
+    first_instance: _builtins.int
+    """Of a step with a matrix: where its first instance stands among the steps of the run."""
+    matrix_step: _builtins.str
+    """Of an instance: the step whose matrix it is of."""
+    matrix: _builtins.bytes
+    """Of an instance: its values, a serialized google.protobuf.Struct."""
+    child_run: _builtins.str
+    """Of a step that runs a pipeline: the run of the current or last attempt."""
     @_builtins.property
     def ticket(self) -> Global___Ticket:
         """The ticket of the current attempt, when it was published."""
@@ -251,6 +355,22 @@ class StepRecord(_message.Message):
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRecord]:
         """The last 10 attempts, oldest first; the current one is the last."""
+
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of a step with a matrix, once it is expanded: a serialized google.protobuf.Struct for each instance."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionRecord]:
+        """Of a gate: what was decided."""
+
+    @_builtins.property
+    def lock(self) -> Global___LockClaim:
+        """The lock that it holds, waits for, or had last."""
+
+    @_builtins.property
+    def worker_selector(self) -> _pipeline_pb2.LabelSelector:
+        """Which workers may take it, if that came of expressions."""
 
     def __init__(
         self,
@@ -277,14 +397,56 @@ class StepRecord(_message.Message):
         inherited: _builtins.bool = ...,
         cancel_sent: _builtins.bool = ...,
         params: _builtins.bytes = ...,
+        instances: _abc.Iterable[_builtins.bytes] | None = ...,
+        first_instance: _builtins.int = ...,
+        matrix_step: _builtins.str = ...,
+        matrix: _builtins.bytes = ...,
+        child_run: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___DecisionRecord] | None = ...,
+        lock: Global___LockClaim | None = ...,
+        worker_selector: _pipeline_pb2.LabelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "ticket", b"ticket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lock", b"lock", "result", b"result", "ticket", b"ticket", "worker_selector", b"worker_selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_sent", b"cancel_sent", "end_time", b"end_time", "failures", b"failures", "inherited", b"inherited", "losses", b"losses", "message", b"message", "next_time", b"next_time", "params", b"params", "queue_time", b"queue_time", "ready_time", b"ready_time", "reason", b"reason", "result", b"result", "session", b"session", "start_time", b"start_time", "state", b"state", "step", b"step", "ticket", b"ticket", "token", b"token", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_sent", b"cancel_sent", "child_run", b"child_run", "decisions", b"decisions", "end_time", b"end_time", "failures", b"failures", "first_instance", b"first_instance", "inherited", b"inherited", "instances", b"instances", "lock", b"lock", "losses", b"losses", "matrix", b"matrix", "matrix_step", b"matrix_step", "message", b"message", "next_time", b"next_time", "params", b"params", "queue_time", b"queue_time", "ready_time", b"ready_time", "reason", b"reason", "result", b"result", "session", b"session", "start_time", b"start_time", "state", b"state", "step", b"step", "ticket", b"ticket", "token", b"token", "transport", b"transport", "worker", b"worker", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepRecord: _TypeAlias = StepRecord  # noqa: Y015
+
+@_typing.final
+class DecisionRecord(_message.Message):
+    """What somebody decided at a gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    decision: _pipeline_pb2.Decision.ValueType
+    """What."""
+    by: _builtins.str
+    """Who; empty when the gate's timeout passed."""
+    time: _builtins.int
+    """When."""
+    comment: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        decision: _pipeline_pb2.Decision.ValueType = ...,
+        by: _builtins.str = ...,
+        time: _builtins.int = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "comment", b"comment", "decision", b"decision", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionRecord: _TypeAlias = DecisionRecord  # noqa: Y015
 
 @_typing.final
 class StoredResult(_message.Message):

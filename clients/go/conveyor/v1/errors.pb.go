@@ -88,6 +88,10 @@ const (
 	ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN ErrorReason = 29
 	// RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline.
 	ErrorReason_ERROR_REASON_TOO_MANY_WAITING_RUNS ErrorReason = 30
+	// FAILED_PRECONDITION: the step is no gate that waits for a decision.
+	ErrorReason_ERROR_REASON_NO_OPEN_GATE ErrorReason = 31
+	// FAILED_PRECONDITION: the same person has decided otherwise at this gate.
+	ErrorReason_ERROR_REASON_ALREADY_DECIDED ErrorReason = 32
 )
 
 // Enum value maps for ErrorReason.
@@ -124,6 +128,8 @@ var (
 		28: "ERROR_REASON_INTERNAL",
 		29: "ERROR_REASON_OUTCOME_UNKNOWN",
 		30: "ERROR_REASON_TOO_MANY_WAITING_RUNS",
+		31: "ERROR_REASON_NO_OPEN_GATE",
+		32: "ERROR_REASON_ALREADY_DECIDED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":           0,
@@ -157,6 +163,8 @@ var (
 		"ERROR_REASON_INTERNAL":              28,
 		"ERROR_REASON_OUTCOME_UNKNOWN":       29,
 		"ERROR_REASON_TOO_MANY_WAITING_RUNS": 30,
+		"ERROR_REASON_NO_OPEN_GATE":          31,
+		"ERROR_REASON_ALREADY_DECIDED":       32,
 	}
 )
 
@@ -191,7 +199,7 @@ var File_conveyor_v1_errors_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\x91\b\n" +
+	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\xd2\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12!\n" +
@@ -224,7 +232,9 @@ const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\x1cERROR_REASON_STORE_EXHAUSTED\x10\x1b\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1c\x12 \n" +
 	"\x1cERROR_REASON_OUTCOME_UNKNOWN\x10\x1d\x12&\n" +
-	"\"ERROR_REASON_TOO_MANY_WAITING_RUNS\x10\x1eBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
+	"\"ERROR_REASON_TOO_MANY_WAITING_RUNS\x10\x1e\x12\x1d\n" +
+	"\x19ERROR_REASON_NO_OPEN_GATE\x10\x1f\x12 \n" +
+	"\x1cERROR_REASON_ALREADY_DECIDED\x10 BCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
 
 var (
 	file_conveyor_v1_errors_proto_rawDescOnce sync.Once

@@ -130,6 +130,120 @@ func (FailurePolicy) EnumDescriptor() ([]byte, []int) {
 	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{1}
 }
 
+// What is decided at a gate.
+type Decision int32
+
+const (
+	// Never sent.
+	Decision_DECISION_UNSPECIFIED Decision = 0
+	// The step succeeds, once there are enough of it.
+	Decision_DECISION_APPROVED Decision = 1
+	// The step fails.
+	Decision_DECISION_REJECTED Decision = 2
+)
+
+// Enum value maps for Decision.
+var (
+	Decision_name = map[int32]string{
+		0: "DECISION_UNSPECIFIED",
+		1: "DECISION_APPROVED",
+		2: "DECISION_REJECTED",
+	}
+	Decision_value = map[string]int32{
+		"DECISION_UNSPECIFIED": 0,
+		"DECISION_APPROVED":    1,
+		"DECISION_REJECTED":    2,
+	}
+)
+
+func (x Decision) Enum() *Decision {
+	p := new(Decision)
+	*p = x
+	return p
+}
+
+func (x Decision) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Decision) Descriptor() protoreflect.EnumDescriptor {
+	return file_conveyor_v1_pipeline_proto_enumTypes[2].Descriptor()
+}
+
+func (Decision) Type() protoreflect.EnumType {
+	return &file_conveyor_v1_pipeline_proto_enumTypes[2]
+}
+
+func (x Decision) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Decision.Descriptor instead.
+func (Decision) EnumDescriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{2}
+}
+
+// How a term compares a label with its values.
+type LabelOperator int32
+
+const (
+	// Never sent.
+	LabelOperator_LABEL_OPERATOR_UNSPECIFIED LabelOperator = 0
+	// It is there and has one of the values.
+	LabelOperator_LABEL_OPERATOR_IN LabelOperator = 1
+	// It is not there, or has none of the values.
+	LabelOperator_LABEL_OPERATOR_NOT_IN LabelOperator = 2
+	// It is there.
+	LabelOperator_LABEL_OPERATOR_EXISTS LabelOperator = 3
+	// It is not there.
+	LabelOperator_LABEL_OPERATOR_DOES_NOT_EXIST LabelOperator = 4
+)
+
+// Enum value maps for LabelOperator.
+var (
+	LabelOperator_name = map[int32]string{
+		0: "LABEL_OPERATOR_UNSPECIFIED",
+		1: "LABEL_OPERATOR_IN",
+		2: "LABEL_OPERATOR_NOT_IN",
+		3: "LABEL_OPERATOR_EXISTS",
+		4: "LABEL_OPERATOR_DOES_NOT_EXIST",
+	}
+	LabelOperator_value = map[string]int32{
+		"LABEL_OPERATOR_UNSPECIFIED":    0,
+		"LABEL_OPERATOR_IN":             1,
+		"LABEL_OPERATOR_NOT_IN":         2,
+		"LABEL_OPERATOR_EXISTS":         3,
+		"LABEL_OPERATOR_DOES_NOT_EXIST": 4,
+	}
+)
+
+func (x LabelOperator) Enum() *LabelOperator {
+	p := new(LabelOperator)
+	*p = x
+	return p
+}
+
+func (x LabelOperator) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LabelOperator) Descriptor() protoreflect.EnumDescriptor {
+	return file_conveyor_v1_pipeline_proto_enumTypes[3].Descriptor()
+}
+
+func (LabelOperator) Type() protoreflect.EnumType {
+	return &file_conveyor_v1_pipeline_proto_enumTypes[3]
+}
+
+func (x LabelOperator) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LabelOperator.Descriptor instead.
+func (LabelOperator) EnumDescriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{3}
+}
+
 // Which states of its needs let a step run; judged once, when all of them are terminal.
 type TriggerRule int32
 
@@ -175,11 +289,11 @@ func (x TriggerRule) String() string {
 }
 
 func (TriggerRule) Descriptor() protoreflect.EnumDescriptor {
-	return file_conveyor_v1_pipeline_proto_enumTypes[2].Descriptor()
+	return file_conveyor_v1_pipeline_proto_enumTypes[4].Descriptor()
 }
 
 func (TriggerRule) Type() protoreflect.EnumType {
-	return &file_conveyor_v1_pipeline_proto_enumTypes[2]
+	return &file_conveyor_v1_pipeline_proto_enumTypes[4]
 }
 
 func (x TriggerRule) Number() protoreflect.EnumNumber {
@@ -188,7 +302,7 @@ func (x TriggerRule) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TriggerRule.Descriptor instead.
 func (TriggerRule) EnumDescriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{2}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{4}
 }
 
 // How runs of one resource on one pipeline share time. Each run keeps to the policy of its own snapshot; those that are
@@ -233,11 +347,11 @@ func (x ConcurrencyPolicy) String() string {
 }
 
 func (ConcurrencyPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_conveyor_v1_pipeline_proto_enumTypes[3].Descriptor()
+	return file_conveyor_v1_pipeline_proto_enumTypes[5].Descriptor()
 }
 
 func (ConcurrencyPolicy) Type() protoreflect.EnumType {
-	return &file_conveyor_v1_pipeline_proto_enumTypes[3]
+	return &file_conveyor_v1_pipeline_proto_enumTypes[5]
 }
 
 func (x ConcurrencyPolicy) Number() protoreflect.EnumNumber {
@@ -246,7 +360,7 @@ func (x ConcurrencyPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConcurrencyPolicy.Descriptor instead.
 func (ConcurrencyPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{3}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{5}
 }
 
 // The type of a parameter's values.
@@ -298,11 +412,11 @@ func (x ParamType) String() string {
 }
 
 func (ParamType) Descriptor() protoreflect.EnumDescriptor {
-	return file_conveyor_v1_pipeline_proto_enumTypes[4].Descriptor()
+	return file_conveyor_v1_pipeline_proto_enumTypes[6].Descriptor()
 }
 
 func (ParamType) Type() protoreflect.EnumType {
-	return &file_conveyor_v1_pipeline_proto_enumTypes[4]
+	return &file_conveyor_v1_pipeline_proto_enumTypes[6]
 }
 
 func (x ParamType) Number() protoreflect.EnumNumber {
@@ -311,7 +425,7 @@ func (x ParamType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ParamType.Descriptor instead.
 func (ParamType) EnumDescriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{4}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{6}
 }
 
 // Steps, their order, and the context that all of their drivers share. At most 448 KiB with its context.
@@ -355,7 +469,10 @@ type Pipeline struct {
 	// What happens when a run of the same resource on this pipeline is still unfinished.
 	Concurrency *Concurrency `protobuf:"bytes,19,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// The parameters that a run of this pipeline takes. At most 100.
-	Params        []*Param `protobuf:"bytes,20,rep,name=params,proto3" json:"params,omitempty"`
+	Params []*Param `protobuf:"bytes,20,rep,name=params,proto3" json:"params,omitempty"`
+	// Held by each run from before its first step until it has ended; its key may refer to params, context, resource
+	// and run.
+	Lock          *Lock `protobuf:"bytes,21,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,6 +640,13 @@ func (x *Pipeline) GetParams() []*Param {
 	return nil
 }
 
+func (x *Pipeline) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
 // One station of a pipeline.
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -533,6 +657,8 @@ type Step struct {
 	// Types that are valid to be assigned to Action:
 	//
 	//	*Step_Driver
+	//	*Step_Gate
+	//	*Step_Runs
 	Action isStep_Action `protobuf_oneof:"action"`
 	// Ids of the steps that must be terminal first. Only with ORDER_GRAPH; a repeated id counts once.
 	Needs []string `protobuf:"bytes,10,rep,name=needs,proto3" json:"needs,omitempty"`
@@ -555,7 +681,12 @@ type Step struct {
 	// Runs the step once for each combination of values.
 	Matrix *Matrix `protobuf:"bytes,18,opt,name=matrix,proto3" json:"matrix,omitempty"`
 	// For people. At most 1 KiB.
-	Description   string `protobuf:"bytes,19,opt,name=description,proto3" json:"description,omitempty"`
+	Description string `protobuf:"bytes,19,opt,name=description,proto3" json:"description,omitempty"`
+	// Which workers of the driver may take the step, by the labels that they say in Hello. Values may have CEL
+	// expressions in ${{ }}. Drivers that take part over JetStream have no labels.
+	WorkerSelector *LabelSelector `protobuf:"bytes,20,opt,name=worker_selector,json=workerSelector,proto3" json:"worker_selector,omitempty"`
+	// Held from when the step is ready until it has ended: at most so many holders of the key in the namespace.
+	Lock          *Lock `protobuf:"bytes,21,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -611,6 +742,24 @@ func (x *Step) GetDriver() string {
 		}
 	}
 	return ""
+}
+
+func (x *Step) GetGate() *Gate {
+	if x != nil {
+		if x, ok := x.Action.(*Step_Gate); ok {
+			return x.Gate
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetRuns() *SubPipeline {
+	if x != nil {
+		if x, ok := x.Action.(*Step_Runs); ok {
+			return x.Runs
+		}
+	}
+	return nil
 }
 
 func (x *Step) GetNeeds() []string {
@@ -683,6 +832,20 @@ func (x *Step) GetDescription() string {
 	return ""
 }
 
+func (x *Step) GetWorkerSelector() *LabelSelector {
+	if x != nil {
+		return x.WorkerSelector
+	}
+	return nil
+}
+
+func (x *Step) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
 type isStep_Action interface {
 	isStep_Action()
 }
@@ -692,7 +855,324 @@ type Step_Driver struct {
 	Driver string `protobuf:"bytes,2,opt,name=driver,proto3,oneof"`
 }
 
+type Step_Gate struct {
+	// Waits for people to approve or reject.
+	Gate *Gate `protobuf:"bytes,3,opt,name=gate,proto3,oneof"`
+}
+
+type Step_Runs struct {
+	// Runs another pipeline on the same resource, and waits for its run.
+	Runs *SubPipeline `protobuf:"bytes,4,opt,name=runs,proto3,oneof"`
+}
+
 func (*Step_Driver) isStep_Action() {}
+
+func (*Step_Gate) isStep_Action() {}
+
+func (*Step_Runs) isStep_Action() {}
+
+// A station where people decide.
+type Gate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many different people must approve: 1 to 100. 0 means 1. One who rejects is enough.
+	Approvals uint32 `protobuf:"varint,1,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	// Bound on the wait. Unset means no bound; from 100 ms to 366 days.
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout.
+	DefaultDecision Decision `protobuf:"varint,3,opt,name=default_decision,json=defaultDecision,proto3,enum=conveyor.v1.Decision" json:"default_decision,omitempty"`
+	// What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gate) Reset() {
+	*x = Gate{}
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gate) ProtoMessage() {}
+
+func (x *Gate) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gate.ProtoReflect.Descriptor instead.
+func (*Gate) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Gate) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *Gate) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Gate) GetDefaultDecision() Decision {
+	if x != nil {
+		return x.DefaultDecision
+	}
+	return Decision_DECISION_UNSPECIFIED
+}
+
+func (x *Gate) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// A run within a run.
+type SubPipeline struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pipeline's name. It takes the resource as the outer run holds it.
+	Pipeline string `protobuf:"bytes,1,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
+	// Values for its parameters. Text may have CEL expressions in ${{ }}, as in the params of a step.
+	Params        *structpb.Struct `protobuf:"bytes,2,opt,name=params,proto3" json:"params,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubPipeline) Reset() {
+	*x = SubPipeline{}
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubPipeline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubPipeline) ProtoMessage() {}
+
+func (x *SubPipeline) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubPipeline.ProtoReflect.Descriptor instead.
+func (*SubPipeline) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SubPipeline) GetPipeline() string {
+	if x != nil {
+		return x.Pipeline
+	}
+	return ""
+}
+
+func (x *SubPipeline) GetParams() *structpb.Struct {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+// At most `limit` holders of a key at a time, first come first served.
+type Lock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Any text; may have CEL expressions in ${{ }}. 1 to 256 bytes as it comes out. One key means one lock in its
+	// namespace, whichever pipelines name it.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// 1 to 1,000. Unset means 1. When those who name a key differ, each waits until its own limit is kept.
+	Limit         *uint32 `protobuf:"varint,2,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Lock) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Lock) GetLimit() uint32 {
+	if x != nil && x.Limit != nil {
+		return *x.Limit
+	}
+	return 0
+}
+
+// Selects by labels; all terms must hold. The terms are those of Kubernetes.
+type LabelSelector struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Labels and the values that they must have. At most 64.
+	MatchLabels map[string]string `protobuf:"bytes,1,rep,name=match_labels,json=matchLabels,proto3" json:"match_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// More terms. At most 64.
+	MatchExpressions []*LabelRequirement `protobuf:"bytes,2,rep,name=match_expressions,json=matchExpressions,proto3" json:"match_expressions,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *LabelSelector) Reset() {
+	*x = LabelSelector{}
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelSelector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelSelector) ProtoMessage() {}
+
+func (x *LabelSelector) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelSelector.ProtoReflect.Descriptor instead.
+func (*LabelSelector) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LabelSelector) GetMatchLabels() map[string]string {
+	if x != nil {
+		return x.MatchLabels
+	}
+	return nil
+}
+
+func (x *LabelSelector) GetMatchExpressions() []*LabelRequirement {
+	if x != nil {
+		return x.MatchExpressions
+	}
+	return nil
+}
+
+// One term of a selector.
+type LabelRequirement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The label.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// How it is compared.
+	Operator LabelOperator `protobuf:"varint,2,opt,name=operator,proto3,enum=conveyor.v1.LabelOperator" json:"operator,omitempty"`
+	// With what: 1 to 64 values for IN and NOT_IN, none for EXISTS and DOES_NOT_EXIST.
+	Values        []string `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelRequirement) Reset() {
+	*x = LabelRequirement{}
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelRequirement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelRequirement) ProtoMessage() {}
+
+func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelRequirement.ProtoReflect.Descriptor instead.
+func (*LabelRequirement) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LabelRequirement) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LabelRequirement) GetOperator() LabelOperator {
+	if x != nil {
+		return x.Operator
+	}
+	return LabelOperator_LABEL_OPERATOR_UNSPECIFIED
+}
+
+func (x *LabelRequirement) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
 
 // What follows a failed or timed-out attempt. Lost workers have a budget of their own.
 type RetryPolicy struct {
@@ -713,7 +1193,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[2]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +1205,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[2]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +1218,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{2}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RetryPolicy) GetMaxAttempts() uint32 {
@@ -795,7 +1275,7 @@ type Matrix struct {
 
 func (x *Matrix) Reset() {
 	*x = Matrix{}
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[3]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +1287,7 @@ func (x *Matrix) String() string {
 func (*Matrix) ProtoMessage() {}
 
 func (x *Matrix) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[3]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +1300,7 @@ func (x *Matrix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Matrix.ProtoReflect.Descriptor instead.
 func (*Matrix) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{3}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Matrix) GetAxes() map[string]*structpb.Value {
@@ -869,7 +1349,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[4]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1361,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[4]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1374,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{4}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Concurrency) GetPolicy() ConcurrencyPolicy {
@@ -925,7 +1405,7 @@ type Param struct {
 
 func (x *Param) Reset() {
 	*x = Param{}
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[5]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1417,7 @@ func (x *Param) String() string {
 func (*Param) ProtoMessage() {}
 
 func (x *Param) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_pipeline_proto_msgTypes[5]
+	mi := &file_conveyor_v1_pipeline_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1430,7 @@ func (x *Param) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Param.ProtoReflect.Descriptor instead.
 func (*Param) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{5}
+	return file_conveyor_v1_pipeline_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Param) GetName() string {
@@ -999,7 +1479,7 @@ var File_conveyor_v1_pipeline_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_pipeline_proto_rawDesc = "" +
 	"\n" +
-	"\x1aconveyor/v1/pipeline.proto\x12\vconveyor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\a\n" +
+	"\x1aconveyor/v1/pipeline.proto\x12\vconveyor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\a\n" +
 	"\bPipeline\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1026,13 +1506,16 @@ const file_conveyor_v1_pipeline_proto_rawDesc = "" +
 	"\atimeout\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12B\n" +
 	"\x0ffinally_timeout\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\x0efinallyTimeout\x12:\n" +
 	"\vconcurrency\x18\x13 \x01(\v2\x18.conveyor.v1.ConcurrencyR\vconcurrency\x12*\n" +
-	"\x06params\x18\x14 \x03(\v2\x12.conveyor.v1.ParamR\x06params\x1a9\n" +
+	"\x06params\x18\x14 \x03(\v2\x12.conveyor.v1.ParamR\x06params\x12%\n" +
+	"\x04lock\x18\x15 \x01(\v2\x11.conveyor.v1.LockR\x04lock\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x05\n" +
 	"\x04Step\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\x06driver\x18\x02 \x01(\tH\x00R\x06driver\x12\x14\n" +
+	"\x06driver\x18\x02 \x01(\tH\x00R\x06driver\x12'\n" +
+	"\x04gate\x18\x03 \x01(\v2\x11.conveyor.v1.GateH\x00R\x04gate\x12.\n" +
+	"\x04runs\x18\x04 \x01(\v2\x18.conveyor.v1.SubPipelineH\x00R\x04runs\x12\x14\n" +
 	"\x05needs\x18\n" +
 	" \x03(\tR\x05needs\x12;\n" +
 	"\ftrigger_rule\x18\v \x01(\x0e2\x18.conveyor.v1.TriggerRuleR\vtriggerRule\x12#\n" +
@@ -1043,8 +1526,32 @@ const file_conveyor_v1_pipeline_proto_rawDesc = "" +
 	"\x04when\x18\x10 \x01(\tR\x04when\x12/\n" +
 	"\x06params\x18\x11 \x01(\v2\x17.google.protobuf.StructR\x06params\x12+\n" +
 	"\x06matrix\x18\x12 \x01(\v2\x13.conveyor.v1.MatrixR\x06matrix\x12 \n" +
-	"\vdescription\x18\x13 \x01(\tR\vdescriptionB\b\n" +
-	"\x06action\"\xa2\x02\n" +
+	"\vdescription\x18\x13 \x01(\tR\vdescription\x12C\n" +
+	"\x0fworker_selector\x18\x14 \x01(\v2\x1a.conveyor.v1.LabelSelectorR\x0eworkerSelector\x12%\n" +
+	"\x04lock\x18\x15 \x01(\v2\x11.conveyor.v1.LockR\x04lockB\b\n" +
+	"\x06action\"\xb5\x01\n" +
+	"\x04Gate\x12\x1c\n" +
+	"\tapprovals\x18\x01 \x01(\rR\tapprovals\x123\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12@\n" +
+	"\x10default_decision\x18\x03 \x01(\x0e2\x15.conveyor.v1.DecisionR\x0fdefaultDecision\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"Z\n" +
+	"\vSubPipeline\x12\x1a\n" +
+	"\bpipeline\x18\x01 \x01(\tR\bpipeline\x12/\n" +
+	"\x06params\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06params\"=\n" +
+	"\x04Lock\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
+	"\x05limit\x18\x02 \x01(\rH\x00R\x05limit\x88\x01\x01B\b\n" +
+	"\x06_limit\"\xeb\x01\n" +
+	"\rLabelSelector\x12N\n" +
+	"\fmatch_labels\x18\x01 \x03(\v2+.conveyor.v1.LabelSelector.MatchLabelsEntryR\vmatchLabels\x12J\n" +
+	"\x11match_expressions\x18\x02 \x03(\v2\x1d.conveyor.v1.LabelRequirementR\x10matchExpressions\x1a>\n" +
+	"\x10MatchLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x10LabelRequirement\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
+	"\boperator\x18\x02 \x01(\x0e2\x1a.conveyor.v1.LabelOperatorR\boperator\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\"\xa2\x02\n" +
 	"\vRetryPolicy\x12&\n" +
 	"\fmax_attempts\x18\x01 \x01(\rH\x00R\vmaxAttempts\x88\x01\x01\x12B\n" +
 	"\x0finitial_backoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
@@ -1085,7 +1592,17 @@ const file_conveyor_v1_pipeline_proto_rawDesc = "" +
 	"\rFailurePolicy\x12\x1e\n" +
 	"\x1aFAILURE_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18FAILURE_POLICY_FAIL_FAST\x10\x01\x12\x1b\n" +
-	"\x17FAILURE_POLICY_CONTINUE\x10\x02*\x9f\x01\n" +
+	"\x17FAILURE_POLICY_CONTINUE\x10\x02*R\n" +
+	"\bDecision\x12\x18\n" +
+	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11DECISION_APPROVED\x10\x01\x12\x15\n" +
+	"\x11DECISION_REJECTED\x10\x02*\x9f\x01\n" +
+	"\rLabelOperator\x12\x1e\n" +
+	"\x1aLABEL_OPERATOR_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11LABEL_OPERATOR_IN\x10\x01\x12\x19\n" +
+	"\x15LABEL_OPERATOR_NOT_IN\x10\x02\x12\x19\n" +
+	"\x15LABEL_OPERATOR_EXISTS\x10\x03\x12!\n" +
+	"\x1dLABEL_OPERATOR_DOES_NOT_EXIST\x10\x04*\x9f\x01\n" +
 	"\vTriggerRule\x12\x1c\n" +
 	"\x18TRIGGER_RULE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18TRIGGER_RULE_ALL_SUCCESS\x10\x01\x12\x1c\n" +
@@ -1117,61 +1634,80 @@ func file_conveyor_v1_pipeline_proto_rawDescGZIP() []byte {
 	return file_conveyor_v1_pipeline_proto_rawDescData
 }
 
-var file_conveyor_v1_pipeline_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_conveyor_v1_pipeline_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_conveyor_v1_pipeline_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_conveyor_v1_pipeline_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_conveyor_v1_pipeline_proto_goTypes = []any{
 	(Order)(0),                    // 0: conveyor.v1.Order
 	(FailurePolicy)(0),            // 1: conveyor.v1.FailurePolicy
-	(TriggerRule)(0),              // 2: conveyor.v1.TriggerRule
-	(ConcurrencyPolicy)(0),        // 3: conveyor.v1.ConcurrencyPolicy
-	(ParamType)(0),                // 4: conveyor.v1.ParamType
-	(*Pipeline)(nil),              // 5: conveyor.v1.Pipeline
-	(*Step)(nil),                  // 6: conveyor.v1.Step
-	(*RetryPolicy)(nil),           // 7: conveyor.v1.RetryPolicy
-	(*Matrix)(nil),                // 8: conveyor.v1.Matrix
-	(*Concurrency)(nil),           // 9: conveyor.v1.Concurrency
-	(*Param)(nil),                 // 10: conveyor.v1.Param
-	nil,                           // 11: conveyor.v1.Pipeline.LabelsEntry
-	nil,                           // 12: conveyor.v1.Matrix.AxesEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*structpb.Value)(nil),        // 16: google.protobuf.Value
+	(Decision)(0),                 // 2: conveyor.v1.Decision
+	(LabelOperator)(0),            // 3: conveyor.v1.LabelOperator
+	(TriggerRule)(0),              // 4: conveyor.v1.TriggerRule
+	(ConcurrencyPolicy)(0),        // 5: conveyor.v1.ConcurrencyPolicy
+	(ParamType)(0),                // 6: conveyor.v1.ParamType
+	(*Pipeline)(nil),              // 7: conveyor.v1.Pipeline
+	(*Step)(nil),                  // 8: conveyor.v1.Step
+	(*Gate)(nil),                  // 9: conveyor.v1.Gate
+	(*SubPipeline)(nil),           // 10: conveyor.v1.SubPipeline
+	(*Lock)(nil),                  // 11: conveyor.v1.Lock
+	(*LabelSelector)(nil),         // 12: conveyor.v1.LabelSelector
+	(*LabelRequirement)(nil),      // 13: conveyor.v1.LabelRequirement
+	(*RetryPolicy)(nil),           // 14: conveyor.v1.RetryPolicy
+	(*Matrix)(nil),                // 15: conveyor.v1.Matrix
+	(*Concurrency)(nil),           // 16: conveyor.v1.Concurrency
+	(*Param)(nil),                 // 17: conveyor.v1.Param
+	nil,                           // 18: conveyor.v1.Pipeline.LabelsEntry
+	nil,                           // 19: conveyor.v1.LabelSelector.MatchLabelsEntry
+	nil,                           // 20: conveyor.v1.Matrix.AxesEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 22: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*structpb.Value)(nil),        // 24: google.protobuf.Value
 }
 var file_conveyor_v1_pipeline_proto_depIdxs = []int32{
-	11, // 0: conveyor.v1.Pipeline.labels:type_name -> conveyor.v1.Pipeline.LabelsEntry
-	13, // 1: conveyor.v1.Pipeline.create_time:type_name -> google.protobuf.Timestamp
-	13, // 2: conveyor.v1.Pipeline.update_time:type_name -> google.protobuf.Timestamp
+	18, // 0: conveyor.v1.Pipeline.labels:type_name -> conveyor.v1.Pipeline.LabelsEntry
+	21, // 1: conveyor.v1.Pipeline.create_time:type_name -> google.protobuf.Timestamp
+	21, // 2: conveyor.v1.Pipeline.update_time:type_name -> google.protobuf.Timestamp
 	0,  // 3: conveyor.v1.Pipeline.order:type_name -> conveyor.v1.Order
-	6,  // 4: conveyor.v1.Pipeline.steps:type_name -> conveyor.v1.Step
-	6,  // 5: conveyor.v1.Pipeline.finally_steps:type_name -> conveyor.v1.Step
+	8,  // 4: conveyor.v1.Pipeline.steps:type_name -> conveyor.v1.Step
+	8,  // 5: conveyor.v1.Pipeline.finally_steps:type_name -> conveyor.v1.Step
 	1,  // 6: conveyor.v1.Pipeline.failure_policy:type_name -> conveyor.v1.FailurePolicy
-	14, // 7: conveyor.v1.Pipeline.context:type_name -> google.protobuf.Struct
-	15, // 8: conveyor.v1.Pipeline.timeout:type_name -> google.protobuf.Duration
-	15, // 9: conveyor.v1.Pipeline.finally_timeout:type_name -> google.protobuf.Duration
-	9,  // 10: conveyor.v1.Pipeline.concurrency:type_name -> conveyor.v1.Concurrency
-	10, // 11: conveyor.v1.Pipeline.params:type_name -> conveyor.v1.Param
-	2,  // 12: conveyor.v1.Step.trigger_rule:type_name -> conveyor.v1.TriggerRule
-	15, // 13: conveyor.v1.Step.timeout:type_name -> google.protobuf.Duration
-	15, // 14: conveyor.v1.Step.queue_timeout:type_name -> google.protobuf.Duration
-	7,  // 15: conveyor.v1.Step.retry:type_name -> conveyor.v1.RetryPolicy
-	14, // 16: conveyor.v1.Step.params:type_name -> google.protobuf.Struct
-	8,  // 17: conveyor.v1.Step.matrix:type_name -> conveyor.v1.Matrix
-	15, // 18: conveyor.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	15, // 19: conveyor.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	12, // 20: conveyor.v1.Matrix.axes:type_name -> conveyor.v1.Matrix.AxesEntry
-	14, // 21: conveyor.v1.Matrix.include:type_name -> google.protobuf.Struct
-	14, // 22: conveyor.v1.Matrix.exclude:type_name -> google.protobuf.Struct
-	3,  // 23: conveyor.v1.Concurrency.policy:type_name -> conveyor.v1.ConcurrencyPolicy
-	4,  // 24: conveyor.v1.Param.type:type_name -> conveyor.v1.ParamType
-	16, // 25: conveyor.v1.Param.default:type_name -> google.protobuf.Value
-	16, // 26: conveyor.v1.Param.enum:type_name -> google.protobuf.Value
-	16, // 27: conveyor.v1.Matrix.AxesEntry.value:type_name -> google.protobuf.Value
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	22, // 7: conveyor.v1.Pipeline.context:type_name -> google.protobuf.Struct
+	23, // 8: conveyor.v1.Pipeline.timeout:type_name -> google.protobuf.Duration
+	23, // 9: conveyor.v1.Pipeline.finally_timeout:type_name -> google.protobuf.Duration
+	16, // 10: conveyor.v1.Pipeline.concurrency:type_name -> conveyor.v1.Concurrency
+	17, // 11: conveyor.v1.Pipeline.params:type_name -> conveyor.v1.Param
+	11, // 12: conveyor.v1.Pipeline.lock:type_name -> conveyor.v1.Lock
+	9,  // 13: conveyor.v1.Step.gate:type_name -> conveyor.v1.Gate
+	10, // 14: conveyor.v1.Step.runs:type_name -> conveyor.v1.SubPipeline
+	4,  // 15: conveyor.v1.Step.trigger_rule:type_name -> conveyor.v1.TriggerRule
+	23, // 16: conveyor.v1.Step.timeout:type_name -> google.protobuf.Duration
+	23, // 17: conveyor.v1.Step.queue_timeout:type_name -> google.protobuf.Duration
+	14, // 18: conveyor.v1.Step.retry:type_name -> conveyor.v1.RetryPolicy
+	22, // 19: conveyor.v1.Step.params:type_name -> google.protobuf.Struct
+	15, // 20: conveyor.v1.Step.matrix:type_name -> conveyor.v1.Matrix
+	12, // 21: conveyor.v1.Step.worker_selector:type_name -> conveyor.v1.LabelSelector
+	11, // 22: conveyor.v1.Step.lock:type_name -> conveyor.v1.Lock
+	23, // 23: conveyor.v1.Gate.timeout:type_name -> google.protobuf.Duration
+	2,  // 24: conveyor.v1.Gate.default_decision:type_name -> conveyor.v1.Decision
+	22, // 25: conveyor.v1.SubPipeline.params:type_name -> google.protobuf.Struct
+	19, // 26: conveyor.v1.LabelSelector.match_labels:type_name -> conveyor.v1.LabelSelector.MatchLabelsEntry
+	13, // 27: conveyor.v1.LabelSelector.match_expressions:type_name -> conveyor.v1.LabelRequirement
+	3,  // 28: conveyor.v1.LabelRequirement.operator:type_name -> conveyor.v1.LabelOperator
+	23, // 29: conveyor.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	23, // 30: conveyor.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	20, // 31: conveyor.v1.Matrix.axes:type_name -> conveyor.v1.Matrix.AxesEntry
+	22, // 32: conveyor.v1.Matrix.include:type_name -> google.protobuf.Struct
+	22, // 33: conveyor.v1.Matrix.exclude:type_name -> google.protobuf.Struct
+	5,  // 34: conveyor.v1.Concurrency.policy:type_name -> conveyor.v1.ConcurrencyPolicy
+	6,  // 35: conveyor.v1.Param.type:type_name -> conveyor.v1.ParamType
+	24, // 36: conveyor.v1.Param.default:type_name -> google.protobuf.Value
+	24, // 37: conveyor.v1.Param.enum:type_name -> google.protobuf.Value
+	24, // 38: conveyor.v1.Matrix.AxesEntry.value:type_name -> google.protobuf.Value
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_pipeline_proto_init() }
@@ -1181,16 +1717,19 @@ func file_conveyor_v1_pipeline_proto_init() {
 	}
 	file_conveyor_v1_pipeline_proto_msgTypes[1].OneofWrappers = []any{
 		(*Step_Driver)(nil),
+		(*Step_Gate)(nil),
+		(*Step_Runs)(nil),
 	}
-	file_conveyor_v1_pipeline_proto_msgTypes[2].OneofWrappers = []any{}
-	file_conveyor_v1_pipeline_proto_msgTypes[3].OneofWrappers = []any{}
+	file_conveyor_v1_pipeline_proto_msgTypes[4].OneofWrappers = []any{}
+	file_conveyor_v1_pipeline_proto_msgTypes[7].OneofWrappers = []any{}
+	file_conveyor_v1_pipeline_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conveyor_v1_pipeline_proto_rawDesc), len(file_conveyor_v1_pipeline_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   8,
+			NumEnums:      7,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

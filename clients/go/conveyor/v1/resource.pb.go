@@ -52,7 +52,9 @@ type Resource struct {
 	// that an IEEE double cannot hold.
 	Spec *structpb.Struct `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Values for the parameters of its pipeline, unless a run on another one is started. At most 64 KiB as JSON.
-	Params        *structpb.Struct `protobuf:"bytes,13,opt,name=params,proto3" json:"params,omitempty"`
+	Params *structpb.Struct `protobuf:"bytes,13,opt,name=params,proto3" json:"params,omitempty"`
+	// Whether each change of it starts a run. Unset means true.
+	OnChange      *bool `protobuf:"varint,14,opt,name=on_change,json=onChange,proto3,oneof" json:"on_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,11 +173,18 @@ func (x *Resource) GetParams() *structpb.Struct {
 	return nil
 }
 
+func (x *Resource) GetOnChange() bool {
+	if x != nil && x.OnChange != nil {
+		return *x.OnChange
+	}
+	return false
+}
+
 var File_conveyor_v1_resource_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_resource_proto_rawDesc = "" +
 	"\n" +
-	"\x1aconveyor/v1/resource.proto\x12\vconveyor.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x04\n" +
+	"\x1aconveyor/v1/resource.proto\x12\vconveyor.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x04\n" +
 	"\bResource\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -195,10 +204,13 @@ const file_conveyor_v1_resource_proto_rawDesc = "" +
 	"definition\x12\x1a\n" +
 	"\bpipeline\x18\v \x01(\tR\bpipeline\x12+\n" +
 	"\x04spec\x18\f \x01(\v2\x17.google.protobuf.StructR\x04spec\x12/\n" +
-	"\x06params\x18\r \x01(\v2\x17.google.protobuf.StructR\x06params\x1a9\n" +
+	"\x06params\x18\r \x01(\v2\x17.google.protobuf.StructR\x06params\x12 \n" +
+	"\ton_change\x18\x0e \x01(\bH\x00R\bonChange\x88\x01\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01BCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
+	"\n" +
+	"_on_changeBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
 
 var (
 	file_conveyor_v1_resource_proto_rawDescOnce sync.Once
@@ -237,6 +249,7 @@ func file_conveyor_v1_resource_proto_init() {
 	if File_conveyor_v1_resource_proto != nil {
 		return
 	}
+	file_conveyor_v1_resource_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

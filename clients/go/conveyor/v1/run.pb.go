@@ -112,6 +112,8 @@ const (
 	RunReason_RUN_REASON_NO_DRIVER RunReason = 6
 	// PENDING: an older run of the same resource must end first.
 	RunReason_RUN_REASON_WAITING_FOR_RUN RunReason = 7
+	// PENDING: others hold the lock of its pipeline.
+	RunReason_RUN_REASON_WAITING_FOR_LOCK RunReason = 8
 )
 
 // Enum value maps for RunReason.
@@ -125,6 +127,7 @@ var (
 		5: "RUN_REASON_REPLACED",
 		6: "RUN_REASON_NO_DRIVER",
 		7: "RUN_REASON_WAITING_FOR_RUN",
+		8: "RUN_REASON_WAITING_FOR_LOCK",
 	}
 	RunReason_value = map[string]int32{
 		"RUN_REASON_UNSPECIFIED":      0,
@@ -135,6 +138,7 @@ var (
 		"RUN_REASON_REPLACED":         5,
 		"RUN_REASON_NO_DRIVER":        6,
 		"RUN_REASON_WAITING_FOR_RUN":  7,
+		"RUN_REASON_WAITING_FOR_LOCK": 8,
 	}
 )
 
@@ -260,6 +264,10 @@ const (
 	StepReason_STEP_REASON_CONSUMER_MISMATCH StepReason = 5
 	// QUEUED: the attempt was given to a worker that went away before it received it.
 	StepReason_STEP_REASON_NOT_RECEIVED StepReason = 6
+	// QUEUED: it is a gate, and people have not decided.
+	StepReason_STEP_REASON_AWAITING_DECISION StepReason = 7
+	// QUEUED: others hold its lock.
+	StepReason_STEP_REASON_WAITING_FOR_LOCK StepReason = 8
 	// SKIPPED: a need failed or was cancelled.
 	StepReason_STEP_REASON_NEED_FAILED StepReason = 10
 	// SKIPPED: a need was skipped.
@@ -276,6 +284,8 @@ const (
 	StepReason_STEP_REASON_NOT_REPORTED StepReason = 16
 	// SKIPPED: its condition was false.
 	StepReason_STEP_REASON_CONDITION_FALSE StepReason = 17
+	// SKIPPED or CANCELLED: another instance of its matrix failed.
+	StepReason_STEP_REASON_INSTANCE_FAIL_FAST StepReason = 18
 	// FAILED or RETRYING: the driver said so.
 	StepReason_STEP_REASON_DRIVER_FAILED StepReason = 20
 	// FAILED or RETRYING: the attempt took longer than its timeout.
@@ -294,10 +304,20 @@ const (
 	StepReason_STEP_REASON_RESULT_INVALID StepReason = 27
 	// FAILED: an expression of the step could not be evaluated, or gave a value that does not fit.
 	StepReason_STEP_REASON_INPUT_INVALID StepReason = 28
+	// FAILED or CANCELLED: an instance of its matrix did.
+	StepReason_STEP_REASON_INSTANCE_FAILED StepReason = 29
 	// CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working.
 	StepReason_STEP_REASON_ABANDONED StepReason = 30
 	// CANCELLED: the driver gave it up by itself.
 	StepReason_STEP_REASON_DRIVER_CANCELLED StepReason = 31
+	// FAILED: it is a gate, and was rejected.
+	StepReason_STEP_REASON_GATE_REJECTED StepReason = 32
+	// FAILED: the run that it started failed.
+	StepReason_STEP_REASON_CHILD_RUN_FAILED StepReason = 33
+	// CANCELLED: the run that it started was cancelled.
+	StepReason_STEP_REASON_CHILD_RUN_CANCELLED StepReason = 34
+	// FAILED: the run that it should have started was refused.
+	StepReason_STEP_REASON_CHILD_RUN_REFUSED StepReason = 35
 )
 
 // Enum value maps for StepReason.
@@ -310,6 +330,8 @@ var (
 		4:  "STEP_REASON_TICKET_SENT",
 		5:  "STEP_REASON_CONSUMER_MISMATCH",
 		6:  "STEP_REASON_NOT_RECEIVED",
+		7:  "STEP_REASON_AWAITING_DECISION",
+		8:  "STEP_REASON_WAITING_FOR_LOCK",
 		10: "STEP_REASON_NEED_FAILED",
 		11: "STEP_REASON_NEED_SKIPPED",
 		12: "STEP_REASON_NO_NEED_FAILED",
@@ -318,6 +340,7 @@ var (
 		15: "STEP_REASON_RUN_TIMED_OUT",
 		16: "STEP_REASON_NOT_REPORTED",
 		17: "STEP_REASON_CONDITION_FALSE",
+		18: "STEP_REASON_INSTANCE_FAIL_FAST",
 		20: "STEP_REASON_DRIVER_FAILED",
 		21: "STEP_REASON_TIMED_OUT",
 		22: "STEP_REASON_QUEUE_TIMED_OUT",
@@ -327,36 +350,49 @@ var (
 		26: "STEP_REASON_INPUT_MISSING",
 		27: "STEP_REASON_RESULT_INVALID",
 		28: "STEP_REASON_INPUT_INVALID",
+		29: "STEP_REASON_INSTANCE_FAILED",
 		30: "STEP_REASON_ABANDONED",
 		31: "STEP_REASON_DRIVER_CANCELLED",
+		32: "STEP_REASON_GATE_REJECTED",
+		33: "STEP_REASON_CHILD_RUN_FAILED",
+		34: "STEP_REASON_CHILD_RUN_CANCELLED",
+		35: "STEP_REASON_CHILD_RUN_REFUSED",
 	}
 	StepReason_value = map[string]int32{
-		"STEP_REASON_UNSPECIFIED":        0,
-		"STEP_REASON_NO_WORKER":          1,
-		"STEP_REASON_WORKERS_BUSY":       2,
-		"STEP_REASON_BROKER_UNAVAILABLE": 3,
-		"STEP_REASON_TICKET_SENT":        4,
-		"STEP_REASON_CONSUMER_MISMATCH":  5,
-		"STEP_REASON_NOT_RECEIVED":       6,
-		"STEP_REASON_NEED_FAILED":        10,
-		"STEP_REASON_NEED_SKIPPED":       11,
-		"STEP_REASON_NO_NEED_FAILED":     12,
-		"STEP_REASON_FAIL_FAST":          13,
-		"STEP_REASON_RUN_CANCELLED":      14,
-		"STEP_REASON_RUN_TIMED_OUT":      15,
-		"STEP_REASON_NOT_REPORTED":       16,
-		"STEP_REASON_CONDITION_FALSE":    17,
-		"STEP_REASON_DRIVER_FAILED":      20,
-		"STEP_REASON_TIMED_OUT":          21,
-		"STEP_REASON_QUEUE_TIMED_OUT":    22,
-		"STEP_REASON_WORKER_LOST":        23,
-		"STEP_REASON_RESULT_TOO_LARGE":   24,
-		"STEP_REASON_INPUT_TOO_LARGE":    25,
-		"STEP_REASON_INPUT_MISSING":      26,
-		"STEP_REASON_RESULT_INVALID":     27,
-		"STEP_REASON_INPUT_INVALID":      28,
-		"STEP_REASON_ABANDONED":          30,
-		"STEP_REASON_DRIVER_CANCELLED":   31,
+		"STEP_REASON_UNSPECIFIED":         0,
+		"STEP_REASON_NO_WORKER":           1,
+		"STEP_REASON_WORKERS_BUSY":        2,
+		"STEP_REASON_BROKER_UNAVAILABLE":  3,
+		"STEP_REASON_TICKET_SENT":         4,
+		"STEP_REASON_CONSUMER_MISMATCH":   5,
+		"STEP_REASON_NOT_RECEIVED":        6,
+		"STEP_REASON_AWAITING_DECISION":   7,
+		"STEP_REASON_WAITING_FOR_LOCK":    8,
+		"STEP_REASON_NEED_FAILED":         10,
+		"STEP_REASON_NEED_SKIPPED":        11,
+		"STEP_REASON_NO_NEED_FAILED":      12,
+		"STEP_REASON_FAIL_FAST":           13,
+		"STEP_REASON_RUN_CANCELLED":       14,
+		"STEP_REASON_RUN_TIMED_OUT":       15,
+		"STEP_REASON_NOT_REPORTED":        16,
+		"STEP_REASON_CONDITION_FALSE":     17,
+		"STEP_REASON_INSTANCE_FAIL_FAST":  18,
+		"STEP_REASON_DRIVER_FAILED":       20,
+		"STEP_REASON_TIMED_OUT":           21,
+		"STEP_REASON_QUEUE_TIMED_OUT":     22,
+		"STEP_REASON_WORKER_LOST":         23,
+		"STEP_REASON_RESULT_TOO_LARGE":    24,
+		"STEP_REASON_INPUT_TOO_LARGE":     25,
+		"STEP_REASON_INPUT_MISSING":       26,
+		"STEP_REASON_RESULT_INVALID":      27,
+		"STEP_REASON_INPUT_INVALID":       28,
+		"STEP_REASON_INSTANCE_FAILED":     29,
+		"STEP_REASON_ABANDONED":           30,
+		"STEP_REASON_DRIVER_CANCELLED":    31,
+		"STEP_REASON_GATE_REJECTED":       32,
+		"STEP_REASON_CHILD_RUN_FAILED":    33,
+		"STEP_REASON_CHILD_RUN_CANCELLED": 34,
+		"STEP_REASON_CHILD_RUN_REFUSED":   35,
 	}
 )
 
@@ -545,7 +581,17 @@ type Run struct {
 	// When the run times out. Not set while it waits for older runs: its timeout counts from its start.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// GetRun only, while the run waits for older runs of its resource on its pipeline: what it waits for now.
-	Wait          *RunWait `protobuf:"bytes,25,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *RunWait `protobuf:"bytes,25,opt,name=wait,proto3" json:"wait,omitempty"`
+	// The run that this one is a step of.
+	CallerRun string `protobuf:"bytes,26,opt,name=caller_run,json=callerRun,proto3" json:"caller_run,omitempty"`
+	// The step that it is.
+	CallerStep string `protobuf:"bytes,27,opt,name=caller_step,json=callerStep,proto3" json:"caller_step,omitempty"`
+	// How many runs this one is within: 0 for one that no step started.
+	Depth uint32 `protobuf:"varint,28,opt,name=depth,proto3" json:"depth,omitempty"`
+	// The schedule that started it.
+	Schedule string `protobuf:"bytes,29,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// The key of the lock that the run holds or waits for.
+	Lock          string `protobuf:"bytes,30,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,13 +801,50 @@ func (x *Run) GetWait() *RunWait {
 	return nil
 }
 
+func (x *Run) GetCallerRun() string {
+	if x != nil {
+		return x.CallerRun
+	}
+	return ""
+}
+
+func (x *Run) GetCallerStep() string {
+	if x != nil {
+		return x.CallerStep
+	}
+	return ""
+}
+
+func (x *Run) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Run) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Run) GetLock() string {
+	if x != nil {
+		return x.Lock
+	}
+	return ""
+}
+
 // What a run waits for.
 type RunWait struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run whose turn it is.
 	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// How many runs go first, that one included.
-	Ahead         uint32 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	Ahead uint32 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// The lock that it waits for; instead of the above.
+	Lock          *LockWait `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -810,6 +893,141 @@ func (x *RunWait) GetAhead() uint32 {
 	return 0
 }
 
+func (x *RunWait) GetLock() *LockWait {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+// Who has a lock, and who goes first.
+type LockWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// How many holders it may have, as far as who asks is concerned.
+	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Who holds it; the first 20.
+	Holders []*LockHolder `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
+	// How many wait and go first.
+	Ahead         uint32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockWait) Reset() {
+	*x = LockWait{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockWait) ProtoMessage() {}
+
+func (x *LockWait) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockWait.ProtoReflect.Descriptor instead.
+func (*LockWait) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LockWait) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LockWait) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *LockWait) GetHolders() []*LockHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *LockWait) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
+// A run or a step that holds a lock or waits for it.
+type LockHolder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's id.
+	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// The step's id. Empty: the run as a whole.
+	Step          string `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockHolder) Reset() {
+	*x = LockHolder{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockHolder) ProtoMessage() {}
+
+func (x *LockHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockHolder.ProtoReflect.Descriptor instead.
+func (*LockHolder) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LockHolder) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *LockHolder) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
 // The state of one step in one run.
 type StepRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -848,14 +1066,26 @@ type StepRun struct {
 	// Whether the result was taken over from the run that this one retries.
 	Inherited bool `protobuf:"varint,17,opt,name=inherited,proto3" json:"inherited,omitempty"`
 	// GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking.
-	Wait          *StepWait `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *StepWait `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Of an instance: the step whose matrix it is of. Its own id is that one's with its place, e.g. "test[0]".
+	MatrixStep string `protobuf:"bytes,19,opt,name=matrix_step,json=matrixStep,proto3" json:"matrix_step,omitempty"`
+	// Of an instance: its values, by axis.
+	Matrix *structpb.Struct `protobuf:"bytes,20,opt,name=matrix,proto3" json:"matrix,omitempty"`
+	// Of a step with a matrix, once it is expanded: how many instances it has. They come last among the steps of the run.
+	Instances uint32 `protobuf:"varint,21,opt,name=instances,proto3" json:"instances,omitempty"`
+	// Of a step that runs a pipeline: its current or last run.
+	ChildRun string `protobuf:"bytes,22,opt,name=child_run,json=childRun,proto3" json:"child_run,omitempty"`
+	// Of a gate: what was decided so far.
+	Decisions []*GateDecision `protobuf:"bytes,23,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	// The key of the lock that it holds or waits for, or had last.
+	Lock          string `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StepRun) Reset() {
 	*x = StepRun{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1097,7 @@ func (x *StepRun) String() string {
 func (*StepRun) ProtoMessage() {}
 
 func (x *StepRun) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[2]
+	mi := &file_conveyor_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1110,7 @@ func (x *StepRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRun.ProtoReflect.Descriptor instead.
 func (*StepRun) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StepRun) GetRun() string {
@@ -1009,6 +1239,121 @@ func (x *StepRun) GetWait() *StepWait {
 	return nil
 }
 
+func (x *StepRun) GetMatrixStep() string {
+	if x != nil {
+		return x.MatrixStep
+	}
+	return ""
+}
+
+func (x *StepRun) GetMatrix() *structpb.Struct {
+	if x != nil {
+		return x.Matrix
+	}
+	return nil
+}
+
+func (x *StepRun) GetInstances() uint32 {
+	if x != nil {
+		return x.Instances
+	}
+	return 0
+}
+
+func (x *StepRun) GetChildRun() string {
+	if x != nil {
+		return x.ChildRun
+	}
+	return ""
+}
+
+func (x *StepRun) GetDecisions() []*GateDecision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+func (x *StepRun) GetLock() string {
+	if x != nil {
+		return x.Lock
+	}
+	return ""
+}
+
+// What somebody decided at a gate.
+type GateDecision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What.
+	Decision Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=conveyor.v1.Decision" json:"decision,omitempty"`
+	// Who, as they call themselves. Empty: nobody, the gate's timeout passed.
+	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// Why, for people.
+	Comment       string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GateDecision) Reset() {
+	*x = GateDecision{}
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GateDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GateDecision) ProtoMessage() {}
+
+func (x *GateDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GateDecision.ProtoReflect.Descriptor instead.
+func (*GateDecision) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GateDecision) GetDecision() Decision {
+	if x != nil {
+		return x.Decision
+	}
+	return Decision_DECISION_UNSPECIFIED
+}
+
+func (x *GateDecision) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *GateDecision) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *GateDecision) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
 // What a step waits for. Counts are those that the server which was asked knows of.
 type StepWait struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,14 +1373,18 @@ type StepWait struct {
 	// QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know.
 	Ahead *uint32 `protobuf:"varint,7,opt,name=ahead,proto3,oneof" json:"ahead,omitempty"`
 	// QUEUED, and no worker would take it: those of its driver that were connected last, latest first.
-	LastWorkers   []*SeenWorker `protobuf:"bytes,8,rep,name=last_workers,json=lastWorkers,proto3" json:"last_workers,omitempty"`
+	LastWorkers []*SeenWorker `protobuf:"bytes,8,rep,name=last_workers,json=lastWorkers,proto3" json:"last_workers,omitempty"`
+	// QUEUED, and others hold its lock.
+	Lock *LockWait `protobuf:"bytes,9,opt,name=lock,proto3" json:"lock,omitempty"`
+	// QUEUED at a gate: how many more people must approve.
+	Approvals     uint32 `protobuf:"varint,10,opt,name=approvals,proto3" json:"approvals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StepWait) Reset() {
 	*x = StepWait{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1396,7 @@ func (x *StepWait) String() string {
 func (*StepWait) ProtoMessage() {}
 
 func (x *StepWait) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[3]
+	mi := &file_conveyor_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1409,7 @@ func (x *StepWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepWait.ProtoReflect.Descriptor instead.
 func (*StepWait) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StepWait) GetNeeds() []string {
@@ -1119,6 +1468,20 @@ func (x *StepWait) GetLastWorkers() []*SeenWorker {
 	return nil
 }
 
+func (x *StepWait) GetLock() *LockWait {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *StepWait) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
 // A worker that was connected once.
 type SeenWorker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1132,7 +1495,7 @@ type SeenWorker struct {
 
 func (x *SeenWorker) Reset() {
 	*x = SeenWorker{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1507,7 @@ func (x *SeenWorker) String() string {
 func (*SeenWorker) ProtoMessage() {}
 
 func (x *SeenWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[4]
+	mi := &file_conveyor_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1520,7 @@ func (x *SeenWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenWorker.ProtoReflect.Descriptor instead.
 func (*SeenWorker) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SeenWorker) GetName() string {
@@ -1201,7 +1564,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1576,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[5]
+	mi := &file_conveyor_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1589,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Attempt) GetNumber() uint32 {
@@ -1309,7 +1672,7 @@ type LateResult struct {
 
 func (x *LateResult) Reset() {
 	*x = LateResult{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1684,7 @@ func (x *LateResult) String() string {
 func (*LateResult) ProtoMessage() {}
 
 func (x *LateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[6]
+	mi := &file_conveyor_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1697,7 @@ func (x *LateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LateResult.ProtoReflect.Descriptor instead.
 func (*LateResult) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LateResult) GetTime() *timestamppb.Timestamp {
@@ -1376,7 +1739,7 @@ type RunSnapshot struct {
 
 func (x *RunSnapshot) Reset() {
 	*x = RunSnapshot{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1751,7 @@ func (x *RunSnapshot) String() string {
 func (*RunSnapshot) ProtoMessage() {}
 
 func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[7]
+	mi := &file_conveyor_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1764,7 @@ func (x *RunSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunSnapshot.ProtoReflect.Descriptor instead.
 func (*RunSnapshot) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RunSnapshot) GetRuns() []*Run {
@@ -1422,7 +1785,7 @@ type RunChanges struct {
 
 func (x *RunChanges) Reset() {
 	*x = RunChanges{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1797,7 @@ func (x *RunChanges) String() string {
 func (*RunChanges) ProtoMessage() {}
 
 func (x *RunChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[8]
+	mi := &file_conveyor_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1810,7 @@ func (x *RunChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChanges.ProtoReflect.Descriptor instead.
 func (*RunChanges) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunChanges) GetChanges() []*RunChange {
@@ -1472,7 +1835,7 @@ type RunChange struct {
 
 func (x *RunChange) Reset() {
 	*x = RunChange{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1847,7 @@ func (x *RunChange) String() string {
 func (*RunChange) ProtoMessage() {}
 
 func (x *RunChange) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[9]
+	mi := &file_conveyor_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1860,7 @@ func (x *RunChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunChange.ProtoReflect.Descriptor instead.
 func (*RunChange) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunChange) GetRun() *Run {
@@ -1532,7 +1895,7 @@ type RunsDeleted struct {
 
 func (x *RunsDeleted) Reset() {
 	*x = RunsDeleted{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1907,7 @@ func (x *RunsDeleted) String() string {
 func (*RunsDeleted) ProtoMessage() {}
 
 func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[10]
+	mi := &file_conveyor_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1920,7 @@ func (x *RunsDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunsDeleted.ProtoReflect.Descriptor instead.
 func (*RunsDeleted) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunsDeleted) GetRuns() []*Run {
@@ -1576,7 +1939,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[11]
+	mi := &file_conveyor_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1951,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[11]
+	mi := &file_conveyor_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1964,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 // Nothing happened; the stream is alive.
@@ -1615,7 +1978,7 @@ type WatchHeartbeat struct {
 
 func (x *WatchHeartbeat) Reset() {
 	*x = WatchHeartbeat{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[12]
+	mi := &file_conveyor_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1990,7 @@ func (x *WatchHeartbeat) String() string {
 func (*WatchHeartbeat) ProtoMessage() {}
 
 func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[12]
+	mi := &file_conveyor_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2003,7 @@ func (x *WatchHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchHeartbeat.ProtoReflect.Descriptor instead.
 func (*WatchHeartbeat) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -1662,7 +2025,7 @@ type WatchReset struct {
 
 func (x *WatchReset) Reset() {
 	*x = WatchReset{}
-	mi := &file_conveyor_v1_run_proto_msgTypes[13]
+	mi := &file_conveyor_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +2037,7 @@ func (x *WatchReset) String() string {
 func (*WatchReset) ProtoMessage() {}
 
 func (x *WatchReset) ProtoReflect() protoreflect.Message {
-	mi := &file_conveyor_v1_run_proto_msgTypes[13]
+	mi := &file_conveyor_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +2050,7 @@ func (x *WatchReset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReset.ProtoReflect.Descriptor instead.
 func (*WatchReset) Descriptor() ([]byte, []int) {
-	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{13}
+	return file_conveyor_v1_run_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchReset) GetMessage() string {
@@ -1701,7 +2064,8 @@ var File_conveyor_v1_run_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\t\n" +
+	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\n" +
+	"\n" +
 	"\x03Run\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
@@ -1735,13 +2099,30 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x11resource_snapshot\x18\x16 \x01(\v2\x15.conveyor.v1.ResourceR\x10resourceSnapshot\x12/\n" +
 	"\x06params\x18\x17 \x01(\v2\x17.google.protobuf.StructR\x06params\x126\n" +
 	"\bdeadline\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12(\n" +
-	"\x04wait\x18\x19 \x01(\v2\x14.conveyor.v1.RunWaitR\x04wait\x1a9\n" +
+	"\x04wait\x18\x19 \x01(\v2\x14.conveyor.v1.RunWaitR\x04wait\x12\x1d\n" +
+	"\n" +
+	"caller_run\x18\x1a \x01(\tR\tcallerRun\x12\x1f\n" +
+	"\vcaller_step\x18\x1b \x01(\tR\n" +
+	"callerStep\x12\x14\n" +
+	"\x05depth\x18\x1c \x01(\rR\x05depth\x12\x1a\n" +
+	"\bschedule\x18\x1d \x01(\tR\bschedule\x12\x12\n" +
+	"\x04lock\x18\x1e \x01(\tR\x04lock\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
 	"\aRunWait\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
-	"\x05ahead\x18\x02 \x01(\rR\x05ahead\"\xd5\x05\n" +
+	"\x05ahead\x18\x02 \x01(\rR\x05ahead\x12)\n" +
+	"\x04lock\x18\x03 \x01(\v2\x15.conveyor.v1.LockWaitR\x04lock\"{\n" +
+	"\bLockWait\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x121\n" +
+	"\aholders\x18\x03 \x03(\v2\x17.conveyor.v1.LockHolderR\aholders\x12\x14\n" +
+	"\x05ahead\x18\x04 \x01(\rR\x05ahead\"2\n" +
+	"\n" +
+	"LockHolder\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\tR\x04step\"\xaf\a\n" +
 	"\aStepRun\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
@@ -1763,7 +2144,19 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\rallow_failure\x18\x0f \x01(\bR\fallowFailure\x12\x1d\n" +
 	"\ffinally_step\x18\x10 \x01(\bR\afinally\x12\x1c\n" +
 	"\tinherited\x18\x11 \x01(\bR\tinherited\x12)\n" +
-	"\x04wait\x18\x12 \x01(\v2\x15.conveyor.v1.StepWaitR\x04wait\"\xb4\x02\n" +
+	"\x04wait\x18\x12 \x01(\v2\x15.conveyor.v1.StepWaitR\x04wait\x12\x1f\n" +
+	"\vmatrix_step\x18\x13 \x01(\tR\n" +
+	"matrixStep\x12/\n" +
+	"\x06matrix\x18\x14 \x01(\v2\x17.google.protobuf.StructR\x06matrix\x12\x1c\n" +
+	"\tinstances\x18\x15 \x01(\rR\tinstances\x12\x1b\n" +
+	"\tchild_run\x18\x16 \x01(\tR\bchildRun\x127\n" +
+	"\tdecisions\x18\x17 \x03(\v2\x19.conveyor.v1.GateDecisionR\tdecisions\x12\x12\n" +
+	"\x04lock\x18\x18 \x01(\tR\x04lock\"\x9b\x01\n" +
+	"\fGateDecision\x121\n" +
+	"\bdecision\x18\x01 \x01(\x0e2\x15.conveyor.v1.DecisionR\bdecision\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\"\xfd\x02\n" +
 	"\bStepWait\x12\x14\n" +
 	"\x05needs\x18\x01 \x03(\tR\x05needs\x12\x1d\n" +
 	"\n" +
@@ -1773,7 +2166,10 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\aworkers\x18\x05 \x01(\rR\aworkers\x12\x14\n" +
 	"\x05slots\x18\x06 \x01(\rR\x05slots\x12\x19\n" +
 	"\x05ahead\x18\a \x01(\rH\x00R\x05ahead\x88\x01\x01\x12:\n" +
-	"\flast_workers\x18\b \x03(\v2\x17.conveyor.v1.SeenWorkerR\vlastWorkersB\b\n" +
+	"\flast_workers\x18\b \x03(\v2\x17.conveyor.v1.SeenWorkerR\vlastWorkers\x12)\n" +
+	"\x04lock\x18\t \x01(\v2\x15.conveyor.v1.LockWaitR\x04lock\x12\x1c\n" +
+	"\tapprovals\x18\n" +
+	" \x01(\rR\tapprovalsB\b\n" +
 	"\x06_ahead\"P\n" +
 	"\n" +
 	"SeenWorker\x12\x12\n" +
@@ -1820,7 +2216,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x14RUN_STATE_CANCELLING\x10\x03\x12\x17\n" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x05\x12\x17\n" +
-	"\x13RUN_STATE_CANCELLED\x10\x06*\xf0\x01\n" +
+	"\x13RUN_STATE_CANCELLED\x10\x06*\x91\x02\n" +
 	"\tRunReason\x12\x1a\n" +
 	"\x16RUN_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16RUN_REASON_STEP_FAILED\x10\x01\x12\x1d\n" +
@@ -1829,7 +2225,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x1bRUN_REASON_CANCEL_REQUESTED\x10\x04\x12\x17\n" +
 	"\x13RUN_REASON_REPLACED\x10\x05\x12\x18\n" +
 	"\x14RUN_REASON_NO_DRIVER\x10\x06\x12\x1e\n" +
-	"\x1aRUN_REASON_WAITING_FOR_RUN\x10\a*\xea\x01\n" +
+	"\x1aRUN_REASON_WAITING_FOR_RUN\x10\a\x12\x1f\n" +
+	"\x1bRUN_REASON_WAITING_FOR_LOCK\x10\b*\xea\x01\n" +
 	"\tStepState\x12\x1a\n" +
 	"\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12STEP_STATE_PENDING\x10\x01\x12\x15\n" +
@@ -1839,7 +2236,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x14STEP_STATE_SUCCEEDED\x10\x05\x12\x15\n" +
 	"\x11STEP_STATE_FAILED\x10\x06\x12\x18\n" +
 	"\x14STEP_STATE_CANCELLED\x10\a\x12\x16\n" +
-	"\x12STEP_STATE_SKIPPED\x10\b*\xad\x06\n" +
+	"\x12STEP_STATE_SKIPPED\x10\b*\xc0\b\n" +
 	"\n" +
 	"StepReason\x12\x1b\n" +
 	"\x17STEP_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
@@ -1848,7 +2245,9 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x1eSTEP_REASON_BROKER_UNAVAILABLE\x10\x03\x12\x1b\n" +
 	"\x17STEP_REASON_TICKET_SENT\x10\x04\x12!\n" +
 	"\x1dSTEP_REASON_CONSUMER_MISMATCH\x10\x05\x12\x1c\n" +
-	"\x18STEP_REASON_NOT_RECEIVED\x10\x06\x12\x1b\n" +
+	"\x18STEP_REASON_NOT_RECEIVED\x10\x06\x12!\n" +
+	"\x1dSTEP_REASON_AWAITING_DECISION\x10\a\x12 \n" +
+	"\x1cSTEP_REASON_WAITING_FOR_LOCK\x10\b\x12\x1b\n" +
 	"\x17STEP_REASON_NEED_FAILED\x10\n" +
 	"\x12\x1c\n" +
 	"\x18STEP_REASON_NEED_SKIPPED\x10\v\x12\x1e\n" +
@@ -1857,7 +2256,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x19STEP_REASON_RUN_CANCELLED\x10\x0e\x12\x1d\n" +
 	"\x19STEP_REASON_RUN_TIMED_OUT\x10\x0f\x12\x1c\n" +
 	"\x18STEP_REASON_NOT_REPORTED\x10\x10\x12\x1f\n" +
-	"\x1bSTEP_REASON_CONDITION_FALSE\x10\x11\x12\x1d\n" +
+	"\x1bSTEP_REASON_CONDITION_FALSE\x10\x11\x12\"\n" +
+	"\x1eSTEP_REASON_INSTANCE_FAIL_FAST\x10\x12\x12\x1d\n" +
 	"\x19STEP_REASON_DRIVER_FAILED\x10\x14\x12\x19\n" +
 	"\x15STEP_REASON_TIMED_OUT\x10\x15\x12\x1f\n" +
 	"\x1bSTEP_REASON_QUEUE_TIMED_OUT\x10\x16\x12\x1b\n" +
@@ -1866,9 +2266,14 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x1bSTEP_REASON_INPUT_TOO_LARGE\x10\x19\x12\x1d\n" +
 	"\x19STEP_REASON_INPUT_MISSING\x10\x1a\x12\x1e\n" +
 	"\x1aSTEP_REASON_RESULT_INVALID\x10\x1b\x12\x1d\n" +
-	"\x19STEP_REASON_INPUT_INVALID\x10\x1c\x12\x19\n" +
+	"\x19STEP_REASON_INPUT_INVALID\x10\x1c\x12\x1f\n" +
+	"\x1bSTEP_REASON_INSTANCE_FAILED\x10\x1d\x12\x19\n" +
 	"\x15STEP_REASON_ABANDONED\x10\x1e\x12 \n" +
-	"\x1cSTEP_REASON_DRIVER_CANCELLED\x10\x1f*S\n" +
+	"\x1cSTEP_REASON_DRIVER_CANCELLED\x10\x1f\x12\x1d\n" +
+	"\x19STEP_REASON_GATE_REJECTED\x10 \x12 \n" +
+	"\x1cSTEP_REASON_CHILD_RUN_FAILED\x10!\x12#\n" +
+	"\x1fSTEP_REASON_CHILD_RUN_CANCELLED\x10\"\x12!\n" +
+	"\x1dSTEP_REASON_CHILD_RUN_REFUSED\x10#*S\n" +
 	"\tTransport\x12\x19\n" +
 	"\x15TRANSPORT_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eTRANSPORT_GRPC\x10\x01\x12\x17\n" +
@@ -1891,7 +2296,7 @@ func file_conveyor_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_conveyor_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_conveyor_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_conveyor_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: conveyor.v1.RunState
 	(RunReason)(0),                // 1: conveyor.v1.RunReason
@@ -1901,75 +2306,86 @@ var file_conveyor_v1_run_proto_goTypes = []any{
 	(RunView)(0),                  // 5: conveyor.v1.RunView
 	(*Run)(nil),                   // 6: conveyor.v1.Run
 	(*RunWait)(nil),               // 7: conveyor.v1.RunWait
-	(*StepRun)(nil),               // 8: conveyor.v1.StepRun
-	(*StepWait)(nil),              // 9: conveyor.v1.StepWait
-	(*SeenWorker)(nil),            // 10: conveyor.v1.SeenWorker
-	(*Attempt)(nil),               // 11: conveyor.v1.Attempt
-	(*LateResult)(nil),            // 12: conveyor.v1.LateResult
-	(*RunSnapshot)(nil),           // 13: conveyor.v1.RunSnapshot
-	(*RunChanges)(nil),            // 14: conveyor.v1.RunChanges
-	(*RunChange)(nil),             // 15: conveyor.v1.RunChange
-	(*RunsDeleted)(nil),           // 16: conveyor.v1.RunsDeleted
-	(*SnapshotEnd)(nil),           // 17: conveyor.v1.SnapshotEnd
-	(*WatchHeartbeat)(nil),        // 18: conveyor.v1.WatchHeartbeat
-	(*WatchReset)(nil),            // 19: conveyor.v1.WatchReset
-	nil,                           // 20: conveyor.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*Pipeline)(nil),              // 22: conveyor.v1.Pipeline
-	(*Resource)(nil),              // 23: conveyor.v1.Resource
-	(*structpb.Struct)(nil),       // 24: google.protobuf.Struct
-	(*DriverResult)(nil),          // 25: conveyor.v1.DriverResult
-	(Disposition)(0),              // 26: conveyor.v1.Disposition
-	(Outcome)(0),                  // 27: conveyor.v1.Outcome
+	(*LockWait)(nil),              // 8: conveyor.v1.LockWait
+	(*LockHolder)(nil),            // 9: conveyor.v1.LockHolder
+	(*StepRun)(nil),               // 10: conveyor.v1.StepRun
+	(*GateDecision)(nil),          // 11: conveyor.v1.GateDecision
+	(*StepWait)(nil),              // 12: conveyor.v1.StepWait
+	(*SeenWorker)(nil),            // 13: conveyor.v1.SeenWorker
+	(*Attempt)(nil),               // 14: conveyor.v1.Attempt
+	(*LateResult)(nil),            // 15: conveyor.v1.LateResult
+	(*RunSnapshot)(nil),           // 16: conveyor.v1.RunSnapshot
+	(*RunChanges)(nil),            // 17: conveyor.v1.RunChanges
+	(*RunChange)(nil),             // 18: conveyor.v1.RunChange
+	(*RunsDeleted)(nil),           // 19: conveyor.v1.RunsDeleted
+	(*SnapshotEnd)(nil),           // 20: conveyor.v1.SnapshotEnd
+	(*WatchHeartbeat)(nil),        // 21: conveyor.v1.WatchHeartbeat
+	(*WatchReset)(nil),            // 22: conveyor.v1.WatchReset
+	nil,                           // 23: conveyor.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Pipeline)(nil),              // 25: conveyor.v1.Pipeline
+	(*Resource)(nil),              // 26: conveyor.v1.Resource
+	(*structpb.Struct)(nil),       // 27: google.protobuf.Struct
+	(*DriverResult)(nil),          // 28: conveyor.v1.DriverResult
+	(Decision)(0),                 // 29: conveyor.v1.Decision
+	(Disposition)(0),              // 30: conveyor.v1.Disposition
+	(Outcome)(0),                  // 31: conveyor.v1.Outcome
 }
 var file_conveyor_v1_run_proto_depIdxs = []int32{
 	0,  // 0: conveyor.v1.Run.state:type_name -> conveyor.v1.RunState
 	1,  // 1: conveyor.v1.Run.reason:type_name -> conveyor.v1.RunReason
-	20, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
-	21, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	21, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
-	21, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	21, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
+	23, // 2: conveyor.v1.Run.labels:type_name -> conveyor.v1.Run.LabelsEntry
+	24, // 3: conveyor.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	24, // 4: conveyor.v1.Run.start_time:type_name -> google.protobuf.Timestamp
+	24, // 5: conveyor.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	24, // 6: conveyor.v1.Run.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 7: conveyor.v1.Run.step_states:type_name -> conveyor.v1.StepState
-	8,  // 8: conveyor.v1.Run.steps:type_name -> conveyor.v1.StepRun
-	22, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
-	23, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
-	24, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
-	21, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
+	10, // 8: conveyor.v1.Run.steps:type_name -> conveyor.v1.StepRun
+	25, // 9: conveyor.v1.Run.pipeline_snapshot:type_name -> conveyor.v1.Pipeline
+	26, // 10: conveyor.v1.Run.resource_snapshot:type_name -> conveyor.v1.Resource
+	27, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
+	24, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
 	7,  // 13: conveyor.v1.Run.wait:type_name -> conveyor.v1.RunWait
-	2,  // 14: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
-	3,  // 15: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
-	21, // 16: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
-	21, // 17: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
-	21, // 18: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
-	21, // 19: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
-	25, // 20: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
-	11, // 21: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
-	9,  // 22: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
-	21, // 23: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
-	21, // 24: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
-	10, // 25: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
-	21, // 26: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
-	4,  // 27: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
-	21, // 28: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	21, // 29: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	2,  // 30: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
-	3,  // 31: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
-	12, // 32: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
-	21, // 33: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
-	26, // 34: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
-	27, // 35: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
-	6,  // 36: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
-	15, // 37: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
-	6,  // 38: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
-	8,  // 39: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
-	6,  // 40: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
-	21, // 41: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	8,  // 14: conveyor.v1.RunWait.lock:type_name -> conveyor.v1.LockWait
+	9,  // 15: conveyor.v1.LockWait.holders:type_name -> conveyor.v1.LockHolder
+	2,  // 16: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
+	3,  // 17: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
+	24, // 18: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
+	24, // 19: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
+	24, // 20: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
+	24, // 21: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
+	28, // 22: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
+	14, // 23: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
+	12, // 24: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
+	27, // 25: conveyor.v1.StepRun.matrix:type_name -> google.protobuf.Struct
+	11, // 26: conveyor.v1.StepRun.decisions:type_name -> conveyor.v1.GateDecision
+	29, // 27: conveyor.v1.GateDecision.decision:type_name -> conveyor.v1.Decision
+	24, // 28: conveyor.v1.GateDecision.time:type_name -> google.protobuf.Timestamp
+	24, // 29: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
+	24, // 30: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
+	13, // 31: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
+	8,  // 32: conveyor.v1.StepWait.lock:type_name -> conveyor.v1.LockWait
+	24, // 33: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
+	4,  // 34: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
+	24, // 35: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	24, // 36: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 37: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
+	3,  // 38: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
+	15, // 39: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
+	24, // 40: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
+	30, // 41: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
+	31, // 42: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
+	6,  // 43: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
+	18, // 44: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
+	6,  // 45: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
+	10, // 46: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
+	6,  // 47: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
+	24, // 48: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_proto_init() }
@@ -1980,14 +2396,14 @@ func file_conveyor_v1_run_proto_init() {
 	file_conveyor_v1_pipeline_proto_init()
 	file_conveyor_v1_resource_proto_init()
 	file_conveyor_v1_result_proto_init()
-	file_conveyor_v1_run_proto_msgTypes[3].OneofWrappers = []any{}
+	file_conveyor_v1_run_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conveyor_v1_run_proto_rawDesc), len(file_conveyor_v1_run_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1350,11 +1350,359 @@ func (x *DeleteRunResponse) GetRun() *Run {
 	return nil
 }
 
+// What DecideStep takes.
+type DecideStepRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tenant. Empty means "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The run's id.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The gate's step id.
+	Step string `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
+	// What is decided.
+	Decision Decision `protobuf:"varint,4,opt,name=decision,proto3,enum=conveyor.v1.Decision" json:"decision,omitempty"`
+	// Who decides, as they call themselves: 1 to 128 bytes. The server does not check it.
+	By string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	// Why, for people. At most 1 KiB.
+	Comment string `protobuf:"bytes,6,opt,name=comment,proto3" json:"comment,omitempty"`
+	// Up to 128 bytes of the caller's choice, a UUID by custom. The same id with the same request within 24 h returns the
+	// first answer and does nothing; with another request it is refused.
+	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideStepRequest) Reset() {
+	*x = DecideStepRequest{}
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideStepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideStepRequest) ProtoMessage() {}
+
+func (x *DecideStepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideStepRequest.ProtoReflect.Descriptor instead.
+func (*DecideStepRequest) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DecideStepRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DecideStepRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DecideStepRequest) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *DecideStepRequest) GetDecision() Decision {
+	if x != nil {
+		return x.Decision
+	}
+	return Decision_DECISION_UNSPECIFIED
+}
+
+func (x *DecideStepRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *DecideStepRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *DecideStepRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What DecideStep answers.
+type DecideStepResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step as it is afterwards.
+	Step          *StepRun `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideStepResponse) Reset() {
+	*x = DecideStepResponse{}
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideStepResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideStepResponse) ProtoMessage() {}
+
+func (x *DecideStepResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideStepResponse.ProtoReflect.Descriptor instead.
+func (*DecideStepResponse) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DecideStepResponse) GetStep() *StepRun {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+// What ListLocks takes.
+type ListLocksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tenant. Empty means "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// At most so many. 0 means 100; above 1,000 means 1,000.
+	PageSize uint32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of an earlier answer to the same query.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only the lock of this key. Empty: all.
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksRequest) Reset() {
+	*x = ListLocksRequest{}
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksRequest) ProtoMessage() {}
+
+func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
+func (*ListLocksRequest) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListLocksRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListLocksRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLocksRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListLocksRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// What ListLocks answers.
+type ListLocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The page.
+	Locks []*HeldLock `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	// Not empty when there may be more.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksResponse) Reset() {
+	*x = ListLocksResponse{}
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksResponse) ProtoMessage() {}
+
+func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
+func (*ListLocksResponse) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListLocksResponse) GetLocks() []*HeldLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+func (x *ListLocksResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// A lock that somebody holds.
+type HeldLock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Who holds it.
+	Holders []*LockHolder `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	// Who waits, first come first; the first 100.
+	Waiting []*LockHolder `protobuf:"bytes,3,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	// How many wait.
+	WaitingCount  uint32 `protobuf:"varint,4,opt,name=waiting_count,json=waitingCount,proto3" json:"waiting_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldLock) Reset() {
+	*x = HeldLock{}
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldLock) ProtoMessage() {}
+
+func (x *HeldLock) ProtoReflect() protoreflect.Message {
+	mi := &file_conveyor_v1_run_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldLock.ProtoReflect.Descriptor instead.
+func (*HeldLock) Descriptor() ([]byte, []int) {
+	return file_conveyor_v1_run_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *HeldLock) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *HeldLock) GetHolders() []*LockHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *HeldLock) GetWaiting() []*LockHolder {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *HeldLock) GetWaitingCount() uint32 {
+	if x != nil {
+		return x.WaitingCount
+	}
+	return 0
+}
+
 var File_conveyor_v1_run_service_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dconveyor/v1/run_service.proto\x12\vconveyor.v1\x1a\x15conveyor/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n" +
+	"\x1dconveyor/v1/run_service.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x15conveyor/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n" +
 	"\x0fStartRunRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1e\n" +
 	"\n" +
@@ -1463,7 +1811,32 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
 	"\x04etag\x18\x03 \x01(\tR\x04etag\"7\n" +
 	"\x11DeleteRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run2\xdb\x04\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run\"\xd1\x01\n" +
+	"\x11DecideStepRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\tR\x04step\x121\n" +
+	"\bdecision\x18\x04 \x01(\x0e2\x15.conveyor.v1.DecisionR\bdecision\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x18\n" +
+	"\acomment\x18\x06 \x01(\tR\acomment\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\a \x01(\tR\trequestId\">\n" +
+	"\x12DecideStepResponse\x12(\n" +
+	"\x04step\x18\x01 \x01(\v2\x14.conveyor.v1.StepRunR\x04step\"~\n" +
+	"\x10ListLocksRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"h\n" +
+	"\x11ListLocksResponse\x12+\n" +
+	"\x05locks\x18\x01 \x03(\v2\x15.conveyor.v1.HeldLockR\x05locks\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa7\x01\n" +
+	"\bHeldLock\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
+	"\aholders\x18\x02 \x03(\v2\x17.conveyor.v1.LockHolderR\aholders\x121\n" +
+	"\awaiting\x18\x03 \x03(\v2\x17.conveyor.v1.LockHolderR\awaiting\x12#\n" +
+	"\rwaiting_count\x18\x04 \x01(\rR\fwaitingCount2\xf6\x05\n" +
 	"\n" +
 	"RunService\x12G\n" +
 	"\bStartRun\x12\x1c.conveyor.v1.StartRunRequest\x1a\x1d.conveyor.v1.StartRunResponse\x12A\n" +
@@ -1472,7 +1845,10 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\bWatchRun\x12\x1c.conveyor.v1.WatchRunRequest\x1a\x1d.conveyor.v1.WatchRunResponse0\x01\x12L\n" +
 	"\tWatchRuns\x12\x1d.conveyor.v1.WatchRunsRequest\x1a\x1e.conveyor.v1.WatchRunsResponse0\x01\x12J\n" +
 	"\tCancelRun\x12\x1d.conveyor.v1.CancelRunRequest\x1a\x1e.conveyor.v1.CancelRunResponse\x12G\n" +
-	"\bRetryRun\x12\x1c.conveyor.v1.RetryRunRequest\x1a\x1d.conveyor.v1.RetryRunResponse\x12J\n" +
+	"\bRetryRun\x12\x1c.conveyor.v1.RetryRunRequest\x1a\x1d.conveyor.v1.RetryRunResponse\x12M\n" +
+	"\n" +
+	"DecideStep\x12\x1e.conveyor.v1.DecideStepRequest\x1a\x1f.conveyor.v1.DecideStepResponse\x12J\n" +
+	"\tListLocks\x12\x1d.conveyor.v1.ListLocksRequest\x1a\x1e.conveyor.v1.ListLocksResponse\x12J\n" +
 	"\tDeleteRun\x12\x1d.conveyor.v1.DeleteRunRequest\x1a\x1e.conveyor.v1.DeleteRunResponseBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
 
 var (
@@ -1487,7 +1863,7 @@ func file_conveyor_v1_run_service_proto_rawDescGZIP() []byte {
 	return file_conveyor_v1_run_service_proto_rawDescData
 }
 
-var file_conveyor_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_conveyor_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_conveyor_v1_run_service_proto_goTypes = []any{
 	(*StartRunRequest)(nil),       // 0: conveyor.v1.StartRunRequest
 	(*StartRunResponse)(nil),      // 1: conveyor.v1.StartRunResponse
@@ -1505,75 +1881,92 @@ var file_conveyor_v1_run_service_proto_goTypes = []any{
 	(*RetryRunResponse)(nil),      // 13: conveyor.v1.RetryRunResponse
 	(*DeleteRunRequest)(nil),      // 14: conveyor.v1.DeleteRunRequest
 	(*DeleteRunResponse)(nil),     // 15: conveyor.v1.DeleteRunResponse
-	nil,                           // 16: conveyor.v1.StartRunRequest.LabelsEntry
-	nil,                           // 17: conveyor.v1.ListRunsRequest.LabelsEntry
-	nil,                           // 18: conveyor.v1.WatchRunsRequest.LabelsEntry
-	nil,                           // 19: conveyor.v1.RetryRunRequest.LabelsEntry
-	(*structpb.Struct)(nil),       // 20: google.protobuf.Struct
-	(*Run)(nil),                   // 21: conveyor.v1.Run
-	(RunView)(0),                  // 22: conveyor.v1.RunView
-	(RunState)(0),                 // 23: conveyor.v1.RunState
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*RunSnapshot)(nil),           // 25: conveyor.v1.RunSnapshot
-	(*SnapshotEnd)(nil),           // 26: conveyor.v1.SnapshotEnd
-	(*RunChanges)(nil),            // 27: conveyor.v1.RunChanges
-	(*RunsDeleted)(nil),           // 28: conveyor.v1.RunsDeleted
-	(*WatchHeartbeat)(nil),        // 29: conveyor.v1.WatchHeartbeat
-	(*WatchReset)(nil),            // 30: conveyor.v1.WatchReset
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*DecideStepRequest)(nil),     // 16: conveyor.v1.DecideStepRequest
+	(*DecideStepResponse)(nil),    // 17: conveyor.v1.DecideStepResponse
+	(*ListLocksRequest)(nil),      // 18: conveyor.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),     // 19: conveyor.v1.ListLocksResponse
+	(*HeldLock)(nil),              // 20: conveyor.v1.HeldLock
+	nil,                           // 21: conveyor.v1.StartRunRequest.LabelsEntry
+	nil,                           // 22: conveyor.v1.ListRunsRequest.LabelsEntry
+	nil,                           // 23: conveyor.v1.WatchRunsRequest.LabelsEntry
+	nil,                           // 24: conveyor.v1.RetryRunRequest.LabelsEntry
+	(*structpb.Struct)(nil),       // 25: google.protobuf.Struct
+	(*Run)(nil),                   // 26: conveyor.v1.Run
+	(RunView)(0),                  // 27: conveyor.v1.RunView
+	(RunState)(0),                 // 28: conveyor.v1.RunState
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*RunSnapshot)(nil),           // 30: conveyor.v1.RunSnapshot
+	(*SnapshotEnd)(nil),           // 31: conveyor.v1.SnapshotEnd
+	(*RunChanges)(nil),            // 32: conveyor.v1.RunChanges
+	(*RunsDeleted)(nil),           // 33: conveyor.v1.RunsDeleted
+	(*WatchHeartbeat)(nil),        // 34: conveyor.v1.WatchHeartbeat
+	(*WatchReset)(nil),            // 35: conveyor.v1.WatchReset
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(Decision)(0),                 // 37: conveyor.v1.Decision
+	(*StepRun)(nil),               // 38: conveyor.v1.StepRun
+	(*LockHolder)(nil),            // 39: conveyor.v1.LockHolder
 }
 var file_conveyor_v1_run_service_proto_depIdxs = []int32{
-	20, // 0: conveyor.v1.StartRunRequest.params:type_name -> google.protobuf.Struct
-	16, // 1: conveyor.v1.StartRunRequest.labels:type_name -> conveyor.v1.StartRunRequest.LabelsEntry
-	21, // 2: conveyor.v1.StartRunResponse.run:type_name -> conveyor.v1.Run
-	22, // 3: conveyor.v1.GetRunRequest.view:type_name -> conveyor.v1.RunView
-	21, // 4: conveyor.v1.GetRunResponse.run:type_name -> conveyor.v1.Run
-	23, // 5: conveyor.v1.ListRunsRequest.states:type_name -> conveyor.v1.RunState
-	17, // 6: conveyor.v1.ListRunsRequest.labels:type_name -> conveyor.v1.ListRunsRequest.LabelsEntry
-	24, // 7: conveyor.v1.ListRunsRequest.create_time_from:type_name -> google.protobuf.Timestamp
-	24, // 8: conveyor.v1.ListRunsRequest.create_time_before:type_name -> google.protobuf.Timestamp
-	22, // 9: conveyor.v1.ListRunsRequest.view:type_name -> conveyor.v1.RunView
-	21, // 10: conveyor.v1.ListRunsResponse.runs:type_name -> conveyor.v1.Run
-	25, // 11: conveyor.v1.WatchRunResponse.snapshot:type_name -> conveyor.v1.RunSnapshot
-	26, // 12: conveyor.v1.WatchRunResponse.snapshot_end:type_name -> conveyor.v1.SnapshotEnd
-	27, // 13: conveyor.v1.WatchRunResponse.changes:type_name -> conveyor.v1.RunChanges
-	28, // 14: conveyor.v1.WatchRunResponse.deleted:type_name -> conveyor.v1.RunsDeleted
-	29, // 15: conveyor.v1.WatchRunResponse.heartbeat:type_name -> conveyor.v1.WatchHeartbeat
-	30, // 16: conveyor.v1.WatchRunResponse.reset:type_name -> conveyor.v1.WatchReset
-	23, // 17: conveyor.v1.WatchRunsRequest.states:type_name -> conveyor.v1.RunState
-	18, // 18: conveyor.v1.WatchRunsRequest.labels:type_name -> conveyor.v1.WatchRunsRequest.LabelsEntry
-	25, // 19: conveyor.v1.WatchRunsResponse.snapshot:type_name -> conveyor.v1.RunSnapshot
-	26, // 20: conveyor.v1.WatchRunsResponse.snapshot_end:type_name -> conveyor.v1.SnapshotEnd
-	27, // 21: conveyor.v1.WatchRunsResponse.changes:type_name -> conveyor.v1.RunChanges
-	28, // 22: conveyor.v1.WatchRunsResponse.deleted:type_name -> conveyor.v1.RunsDeleted
-	29, // 23: conveyor.v1.WatchRunsResponse.heartbeat:type_name -> conveyor.v1.WatchHeartbeat
-	30, // 24: conveyor.v1.WatchRunsResponse.reset:type_name -> conveyor.v1.WatchReset
-	31, // 25: conveyor.v1.CancelRunRequest.grace:type_name -> google.protobuf.Duration
-	21, // 26: conveyor.v1.CancelRunResponse.run:type_name -> conveyor.v1.Run
-	19, // 27: conveyor.v1.RetryRunRequest.labels:type_name -> conveyor.v1.RetryRunRequest.LabelsEntry
-	21, // 28: conveyor.v1.RetryRunResponse.run:type_name -> conveyor.v1.Run
-	21, // 29: conveyor.v1.DeleteRunResponse.run:type_name -> conveyor.v1.Run
-	0,  // 30: conveyor.v1.RunService.StartRun:input_type -> conveyor.v1.StartRunRequest
-	2,  // 31: conveyor.v1.RunService.GetRun:input_type -> conveyor.v1.GetRunRequest
-	4,  // 32: conveyor.v1.RunService.ListRuns:input_type -> conveyor.v1.ListRunsRequest
-	6,  // 33: conveyor.v1.RunService.WatchRun:input_type -> conveyor.v1.WatchRunRequest
-	8,  // 34: conveyor.v1.RunService.WatchRuns:input_type -> conveyor.v1.WatchRunsRequest
-	10, // 35: conveyor.v1.RunService.CancelRun:input_type -> conveyor.v1.CancelRunRequest
-	12, // 36: conveyor.v1.RunService.RetryRun:input_type -> conveyor.v1.RetryRunRequest
-	14, // 37: conveyor.v1.RunService.DeleteRun:input_type -> conveyor.v1.DeleteRunRequest
-	1,  // 38: conveyor.v1.RunService.StartRun:output_type -> conveyor.v1.StartRunResponse
-	3,  // 39: conveyor.v1.RunService.GetRun:output_type -> conveyor.v1.GetRunResponse
-	5,  // 40: conveyor.v1.RunService.ListRuns:output_type -> conveyor.v1.ListRunsResponse
-	7,  // 41: conveyor.v1.RunService.WatchRun:output_type -> conveyor.v1.WatchRunResponse
-	9,  // 42: conveyor.v1.RunService.WatchRuns:output_type -> conveyor.v1.WatchRunsResponse
-	11, // 43: conveyor.v1.RunService.CancelRun:output_type -> conveyor.v1.CancelRunResponse
-	13, // 44: conveyor.v1.RunService.RetryRun:output_type -> conveyor.v1.RetryRunResponse
-	15, // 45: conveyor.v1.RunService.DeleteRun:output_type -> conveyor.v1.DeleteRunResponse
-	38, // [38:46] is the sub-list for method output_type
-	30, // [30:38] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	25, // 0: conveyor.v1.StartRunRequest.params:type_name -> google.protobuf.Struct
+	21, // 1: conveyor.v1.StartRunRequest.labels:type_name -> conveyor.v1.StartRunRequest.LabelsEntry
+	26, // 2: conveyor.v1.StartRunResponse.run:type_name -> conveyor.v1.Run
+	27, // 3: conveyor.v1.GetRunRequest.view:type_name -> conveyor.v1.RunView
+	26, // 4: conveyor.v1.GetRunResponse.run:type_name -> conveyor.v1.Run
+	28, // 5: conveyor.v1.ListRunsRequest.states:type_name -> conveyor.v1.RunState
+	22, // 6: conveyor.v1.ListRunsRequest.labels:type_name -> conveyor.v1.ListRunsRequest.LabelsEntry
+	29, // 7: conveyor.v1.ListRunsRequest.create_time_from:type_name -> google.protobuf.Timestamp
+	29, // 8: conveyor.v1.ListRunsRequest.create_time_before:type_name -> google.protobuf.Timestamp
+	27, // 9: conveyor.v1.ListRunsRequest.view:type_name -> conveyor.v1.RunView
+	26, // 10: conveyor.v1.ListRunsResponse.runs:type_name -> conveyor.v1.Run
+	30, // 11: conveyor.v1.WatchRunResponse.snapshot:type_name -> conveyor.v1.RunSnapshot
+	31, // 12: conveyor.v1.WatchRunResponse.snapshot_end:type_name -> conveyor.v1.SnapshotEnd
+	32, // 13: conveyor.v1.WatchRunResponse.changes:type_name -> conveyor.v1.RunChanges
+	33, // 14: conveyor.v1.WatchRunResponse.deleted:type_name -> conveyor.v1.RunsDeleted
+	34, // 15: conveyor.v1.WatchRunResponse.heartbeat:type_name -> conveyor.v1.WatchHeartbeat
+	35, // 16: conveyor.v1.WatchRunResponse.reset:type_name -> conveyor.v1.WatchReset
+	28, // 17: conveyor.v1.WatchRunsRequest.states:type_name -> conveyor.v1.RunState
+	23, // 18: conveyor.v1.WatchRunsRequest.labels:type_name -> conveyor.v1.WatchRunsRequest.LabelsEntry
+	30, // 19: conveyor.v1.WatchRunsResponse.snapshot:type_name -> conveyor.v1.RunSnapshot
+	31, // 20: conveyor.v1.WatchRunsResponse.snapshot_end:type_name -> conveyor.v1.SnapshotEnd
+	32, // 21: conveyor.v1.WatchRunsResponse.changes:type_name -> conveyor.v1.RunChanges
+	33, // 22: conveyor.v1.WatchRunsResponse.deleted:type_name -> conveyor.v1.RunsDeleted
+	34, // 23: conveyor.v1.WatchRunsResponse.heartbeat:type_name -> conveyor.v1.WatchHeartbeat
+	35, // 24: conveyor.v1.WatchRunsResponse.reset:type_name -> conveyor.v1.WatchReset
+	36, // 25: conveyor.v1.CancelRunRequest.grace:type_name -> google.protobuf.Duration
+	26, // 26: conveyor.v1.CancelRunResponse.run:type_name -> conveyor.v1.Run
+	24, // 27: conveyor.v1.RetryRunRequest.labels:type_name -> conveyor.v1.RetryRunRequest.LabelsEntry
+	26, // 28: conveyor.v1.RetryRunResponse.run:type_name -> conveyor.v1.Run
+	26, // 29: conveyor.v1.DeleteRunResponse.run:type_name -> conveyor.v1.Run
+	37, // 30: conveyor.v1.DecideStepRequest.decision:type_name -> conveyor.v1.Decision
+	38, // 31: conveyor.v1.DecideStepResponse.step:type_name -> conveyor.v1.StepRun
+	20, // 32: conveyor.v1.ListLocksResponse.locks:type_name -> conveyor.v1.HeldLock
+	39, // 33: conveyor.v1.HeldLock.holders:type_name -> conveyor.v1.LockHolder
+	39, // 34: conveyor.v1.HeldLock.waiting:type_name -> conveyor.v1.LockHolder
+	0,  // 35: conveyor.v1.RunService.StartRun:input_type -> conveyor.v1.StartRunRequest
+	2,  // 36: conveyor.v1.RunService.GetRun:input_type -> conveyor.v1.GetRunRequest
+	4,  // 37: conveyor.v1.RunService.ListRuns:input_type -> conveyor.v1.ListRunsRequest
+	6,  // 38: conveyor.v1.RunService.WatchRun:input_type -> conveyor.v1.WatchRunRequest
+	8,  // 39: conveyor.v1.RunService.WatchRuns:input_type -> conveyor.v1.WatchRunsRequest
+	10, // 40: conveyor.v1.RunService.CancelRun:input_type -> conveyor.v1.CancelRunRequest
+	12, // 41: conveyor.v1.RunService.RetryRun:input_type -> conveyor.v1.RetryRunRequest
+	16, // 42: conveyor.v1.RunService.DecideStep:input_type -> conveyor.v1.DecideStepRequest
+	18, // 43: conveyor.v1.RunService.ListLocks:input_type -> conveyor.v1.ListLocksRequest
+	14, // 44: conveyor.v1.RunService.DeleteRun:input_type -> conveyor.v1.DeleteRunRequest
+	1,  // 45: conveyor.v1.RunService.StartRun:output_type -> conveyor.v1.StartRunResponse
+	3,  // 46: conveyor.v1.RunService.GetRun:output_type -> conveyor.v1.GetRunResponse
+	5,  // 47: conveyor.v1.RunService.ListRuns:output_type -> conveyor.v1.ListRunsResponse
+	7,  // 48: conveyor.v1.RunService.WatchRun:output_type -> conveyor.v1.WatchRunResponse
+	9,  // 49: conveyor.v1.RunService.WatchRuns:output_type -> conveyor.v1.WatchRunsResponse
+	11, // 50: conveyor.v1.RunService.CancelRun:output_type -> conveyor.v1.CancelRunResponse
+	13, // 51: conveyor.v1.RunService.RetryRun:output_type -> conveyor.v1.RetryRunResponse
+	17, // 52: conveyor.v1.RunService.DecideStep:output_type -> conveyor.v1.DecideStepResponse
+	19, // 53: conveyor.v1.RunService.ListLocks:output_type -> conveyor.v1.ListLocksResponse
+	15, // 54: conveyor.v1.RunService.DeleteRun:output_type -> conveyor.v1.DeleteRunResponse
+	45, // [45:55] is the sub-list for method output_type
+	35, // [35:45] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_service_proto_init() }
@@ -1581,6 +1974,7 @@ func file_conveyor_v1_run_service_proto_init() {
 	if File_conveyor_v1_run_service_proto != nil {
 		return
 	}
+	file_conveyor_v1_pipeline_proto_init()
 	file_conveyor_v1_run_proto_init()
 	file_conveyor_v1_run_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*WatchRunResponse_Snapshot)(nil),
@@ -1604,7 +1998,7 @@ func file_conveyor_v1_run_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conveyor_v1_run_service_proto_rawDesc), len(file_conveyor_v1_run_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,14 +19,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RunService_StartRun_FullMethodName  = "/conveyor.v1.RunService/StartRun"
-	RunService_GetRun_FullMethodName    = "/conveyor.v1.RunService/GetRun"
-	RunService_ListRuns_FullMethodName  = "/conveyor.v1.RunService/ListRuns"
-	RunService_WatchRun_FullMethodName  = "/conveyor.v1.RunService/WatchRun"
-	RunService_WatchRuns_FullMethodName = "/conveyor.v1.RunService/WatchRuns"
-	RunService_CancelRun_FullMethodName = "/conveyor.v1.RunService/CancelRun"
-	RunService_RetryRun_FullMethodName  = "/conveyor.v1.RunService/RetryRun"
-	RunService_DeleteRun_FullMethodName = "/conveyor.v1.RunService/DeleteRun"
+	RunService_StartRun_FullMethodName   = "/conveyor.v1.RunService/StartRun"
+	RunService_GetRun_FullMethodName     = "/conveyor.v1.RunService/GetRun"
+	RunService_ListRuns_FullMethodName   = "/conveyor.v1.RunService/ListRuns"
+	RunService_WatchRun_FullMethodName   = "/conveyor.v1.RunService/WatchRun"
+	RunService_WatchRuns_FullMethodName  = "/conveyor.v1.RunService/WatchRuns"
+	RunService_CancelRun_FullMethodName  = "/conveyor.v1.RunService/CancelRun"
+	RunService_RetryRun_FullMethodName   = "/conveyor.v1.RunService/RetryRun"
+	RunService_DecideStep_FullMethodName = "/conveyor.v1.RunService/DecideStep"
+	RunService_ListLocks_FullMethodName  = "/conveyor.v1.RunService/ListLocks"
+	RunService_DeleteRun_FullMethodName  = "/conveyor.v1.RunService/DeleteRun"
 )
 
 // RunServiceClient is the client API for RunService service.
@@ -49,6 +51,10 @@ type RunServiceClient interface {
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
 	// Starts a new run that takes over the results of the steps that succeeded and runs the others again.
 	RetryRun(ctx context.Context, in *RetryRunRequest, opts ...grpc.CallOption) (*RetryRunResponse, error)
+	// Approves or rejects a gate that waits. The same decision by the same person again does nothing.
+	DecideStep(ctx context.Context, in *DecideStepRequest, opts ...grpc.CallOption) (*DecideStepResponse, error)
+	// Returns the locks that are held, with those that hold them and those that wait, in the order of their keys.
+	ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error)
 	// Deletes a finished run with its logs.
 	DeleteRun(ctx context.Context, in *DeleteRunRequest, opts ...grpc.CallOption) (*DeleteRunResponse, error)
 }
@@ -149,6 +155,26 @@ func (c *runServiceClient) RetryRun(ctx context.Context, in *RetryRunRequest, op
 	return out, nil
 }
 
+func (c *runServiceClient) DecideStep(ctx context.Context, in *DecideStepRequest, opts ...grpc.CallOption) (*DecideStepResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DecideStepResponse)
+	err := c.cc.Invoke(ctx, RunService_DecideStep_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLocksResponse)
+	err := c.cc.Invoke(ctx, RunService_ListLocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runServiceClient) DeleteRun(ctx context.Context, in *DeleteRunRequest, opts ...grpc.CallOption) (*DeleteRunResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteRunResponse)
@@ -179,6 +205,10 @@ type RunServiceServer interface {
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)
 	// Starts a new run that takes over the results of the steps that succeeded and runs the others again.
 	RetryRun(context.Context, *RetryRunRequest) (*RetryRunResponse, error)
+	// Approves or rejects a gate that waits. The same decision by the same person again does nothing.
+	DecideStep(context.Context, *DecideStepRequest) (*DecideStepResponse, error)
+	// Returns the locks that are held, with those that hold them and those that wait, in the order of their keys.
+	ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error)
 	// Deletes a finished run with its logs.
 	DeleteRun(context.Context, *DeleteRunRequest) (*DeleteRunResponse, error)
 	mustEmbedUnimplementedRunServiceServer()
@@ -211,6 +241,12 @@ func (UnimplementedRunServiceServer) CancelRun(context.Context, *CancelRunReques
 }
 func (UnimplementedRunServiceServer) RetryRun(context.Context, *RetryRunRequest) (*RetryRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetryRun not implemented")
+}
+func (UnimplementedRunServiceServer) DecideStep(context.Context, *DecideStepRequest) (*DecideStepResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DecideStep not implemented")
+}
+func (UnimplementedRunServiceServer) ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLocks not implemented")
 }
 func (UnimplementedRunServiceServer) DeleteRun(context.Context, *DeleteRunRequest) (*DeleteRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteRun not implemented")
@@ -348,6 +384,42 @@ func _RunService_RetryRun_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RunService_DecideStep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DecideStepRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).DecideStep(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_DecideStep_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).DecideStep(ctx, req.(*DecideStepRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_ListLocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).ListLocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_ListLocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).ListLocks(ctx, req.(*ListLocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RunService_DeleteRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteRunRequest)
 	if err := dec(in); err != nil {
@@ -392,6 +464,14 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RetryRun",
 			Handler:    _RunService_RetryRun_Handler,
+		},
+		{
+			MethodName: "DecideStep",
+			Handler:    _RunService_DecideStep_Handler,
+		},
+		{
+			MethodName: "ListLocks",
+			Handler:    _RunService_ListLocks_Handler,
 		},
 		{
 			MethodName: "DeleteRun",

@@ -86,6 +86,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TOO_MANY_WAITING_RUNS: _ErrorReason.ValueType  # 30
     """RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline."""
+    ERROR_REASON_NO_OPEN_GATE: _ErrorReason.ValueType  # 31
+    """FAILED_PRECONDITION: the step is no gate that waits for a decision."""
+    ERROR_REASON_ALREADY_DECIDED: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION: the same person has decided otherwise at this gate."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the reason in google.rpc.ErrorInfo, without the prefix, with the domain "conveyor"."""
@@ -154,4 +158,8 @@ request_id.
 """
 ERROR_REASON_TOO_MANY_WAITING_RUNS: ErrorReason.ValueType  # 30
 """RESOURCE_EXHAUSTED: too many runs of this resource wait for their turn on this pipeline."""
+ERROR_REASON_NO_OPEN_GATE: ErrorReason.ValueType  # 31
+"""FAILED_PRECONDITION: the step is no gate that waits for a decision."""
+ERROR_REASON_ALREADY_DECIDED: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION: the same person has decided otherwise at this gate."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/v1/pipeline.proto\x12\x0b\x63onveyor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x07\n\x08Pipeline\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1e\n\ngeneration\x18\x04 \x01(\x03R\ngeneration\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x39\n\x06labels\x18\x06 \x03(\x0b\x32!.conveyor.v1.Pipeline.LabelsEntryR\x06labels\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12 \n\x0b\x64\x65scription\x18\n \x01(\tR\x0b\x64\x65scription\x12\x1e\n\ndefinition\x18\x0b \x01(\tR\ndefinition\x12(\n\x05order\x18\x0c \x01(\x0e\x32\x12.conveyor.v1.OrderR\x05order\x12\'\n\x05steps\x18\r \x03(\x0b\x32\x11.conveyor.v1.StepR\x05steps\x12\x31\n\rfinally_steps\x18\x0e \x03(\x0b\x32\x11.conveyor.v1.StepR\x07\x66inally\x12\x41\n\x0e\x66\x61ilure_policy\x18\x0f \x01(\x0e\x32\x1a.conveyor.v1.FailurePolicyR\rfailurePolicy\x12\x31\n\x07\x63ontext\x18\x10 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x63ontext\x12\x33\n\x07timeout\x18\x11 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x42\n\x0f\x66inally_timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0e\x66inallyTimeout\x12:\n\x0b\x63oncurrency\x18\x13 \x01(\x0b\x32\x18.conveyor.v1.ConcurrencyR\x0b\x63oncurrency\x12*\n\x06params\x18\x14 \x03(\x0b\x32\x12.conveyor.v1.ParamR\x06params\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xeb\x03\n\x04Step\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n\x06\x64river\x18\x02 \x01(\tH\x00R\x06\x64river\x12\x14\n\x05needs\x18\n \x03(\tR\x05needs\x12;\n\x0ctrigger_rule\x18\x0b \x01(\x0e\x32\x18.conveyor.v1.TriggerRuleR\x0btriggerRule\x12#\n\rallow_failure\x18\x0c \x01(\x08R\x0c\x61llowFailure\x12\x33\n\x07timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12>\n\rqueue_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cqueueTimeout\x12.\n\x05retry\x18\x0f \x01(\x0b\x32\x18.conveyor.v1.RetryPolicyR\x05retry\x12\x12\n\x04when\x18\x10 \x01(\tR\x04when\x12/\n\x06params\x18\x11 \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x12+\n\x06matrix\x18\x12 \x01(\x0b\x32\x13.conveyor.v1.MatrixR\x06matrix\x12 \n\x0b\x64\x65scription\x18\x13 \x01(\tR\x0b\x64\x65scriptionB\x08\n\x06\x61\x63tion\"\xa2\x02\n\x0bRetryPolicy\x12&\n\x0cmax_attempts\x18\x01 \x01(\rH\x00R\x0bmaxAttempts\x88\x01\x01\x12\x42\n\x0finitial_backoff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n\x0bmax_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nmaxBackoff\x12#\n\nmultiplier\x18\x04 \x01(\x01H\x01R\nmultiplier\x88\x01\x01\x12\x1b\n\x06jitter\x18\x05 \x01(\x01H\x02R\x06jitter\x88\x01\x01\x42\x0f\n\r_max_attemptsB\r\n\x0b_multiplierB\t\n\x07_jitter\"\xc5\x02\n\x06Matrix\x12\x31\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x1d.conveyor.v1.Matrix.AxesEntryR\x04\x61xes\x12\x31\n\x07include\x18\x02 \x03(\x0b\x32\x17.google.protobuf.StructR\x07include\x12\x31\n\x07\x65xclude\x18\x03 \x03(\x0b\x32\x17.google.protobuf.StructR\x07\x65xclude\x12!\n\x0cmax_parallel\x18\x04 \x01(\rR\x0bmaxParallel\x12 \n\tfail_fast\x18\x05 \x01(\x08H\x00R\x08\x66\x61ilFast\x88\x01\x01\x1aO\n\tAxesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05value:\x02\x38\x01\x42\x0c\n\n_fail_fast\"E\n\x0b\x43oncurrency\x12\x36\n\x06policy\x18\x01 \x01(\x0e\x32\x1e.conveyor.v1.ConcurrencyPolicyR\x06policy\"\xe3\x01\n\x05Param\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x16.conveyor.v1.ParamTypeR\x04type\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x1a\n\x08required\x18\x04 \x01(\x08R\x08required\x12\x30\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x07\x64\x65\x66\x61ult\x12*\n\x04\x65num\x18\x06 \x03(\x0b\x32\x16.google.protobuf.ValueR\x04\x65num*?\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x0e\n\nORDER_LIST\x10\x01\x12\x0f\n\x0bORDER_GRAPH\x10\x02*j\n\rFailurePolicy\x12\x1e\n\x1a\x46\x41ILURE_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_POLICY_FAIL_FAST\x10\x01\x12\x1b\n\x17\x46\x41ILURE_POLICY_CONTINUE\x10\x02*\x9f\x01\n\x0bTriggerRule\x12\x1c\n\x18TRIGGER_RULE_UNSPECIFIED\x10\x00\x12\x1c\n\x18TRIGGER_RULE_ALL_SUCCESS\x10\x01\x12\x1c\n\x18TRIGGER_RULE_NONE_FAILED\x10\x02\x12\x1b\n\x17TRIGGER_RULE_ONE_FAILED\x10\x03\x12\x19\n\x15TRIGGER_RULE_ALL_DONE\x10\x04*\x96\x01\n\x11\x43oncurrencyPolicy\x12\"\n\x1e\x43ONCURRENCY_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONCURRENCY_POLICY_PARALLEL\x10\x01\x12\x1c\n\x18\x43ONCURRENCY_POLICY_QUEUE\x10\x02\x12\x1e\n\x1a\x43ONCURRENCY_POLICY_REPLACE\x10\x03*\x9a\x01\n\tParamType\x12\x1a\n\x16PARAM_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11PARAM_TYPE_STRING\x10\x01\x12\x15\n\x11PARAM_TYPE_NUMBER\x10\x02\x12\x16\n\x12PARAM_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10PARAM_TYPE_ARRAY\x10\x04\x12\x15\n\x11PARAM_TYPE_OBJECT\x10\x05\x42\x43ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/v1/pipeline.proto\x12\x0b\x63onveyor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x07\n\x08Pipeline\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1e\n\ngeneration\x18\x04 \x01(\x03R\ngeneration\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x39\n\x06labels\x18\x06 \x03(\x0b\x32!.conveyor.v1.Pipeline.LabelsEntryR\x06labels\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12 \n\x0b\x64\x65scription\x18\n \x01(\tR\x0b\x64\x65scription\x12\x1e\n\ndefinition\x18\x0b \x01(\tR\ndefinition\x12(\n\x05order\x18\x0c \x01(\x0e\x32\x12.conveyor.v1.OrderR\x05order\x12\'\n\x05steps\x18\r \x03(\x0b\x32\x11.conveyor.v1.StepR\x05steps\x12\x31\n\rfinally_steps\x18\x0e \x03(\x0b\x32\x11.conveyor.v1.StepR\x07\x66inally\x12\x41\n\x0e\x66\x61ilure_policy\x18\x0f \x01(\x0e\x32\x1a.conveyor.v1.FailurePolicyR\rfailurePolicy\x12\x31\n\x07\x63ontext\x18\x10 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x63ontext\x12\x33\n\x07timeout\x18\x11 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x42\n\x0f\x66inally_timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0e\x66inallyTimeout\x12:\n\x0b\x63oncurrency\x18\x13 \x01(\x0b\x32\x18.conveyor.v1.ConcurrencyR\x0b\x63oncurrency\x12*\n\x06params\x18\x14 \x03(\x0b\x32\x12.conveyor.v1.ParamR\x06params\x12%\n\x04lock\x18\x15 \x01(\x0b\x32\x11.conveyor.v1.LockR\x04lock\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xb0\x05\n\x04Step\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n\x06\x64river\x18\x02 \x01(\tH\x00R\x06\x64river\x12\'\n\x04gate\x18\x03 \x01(\x0b\x32\x11.conveyor.v1.GateH\x00R\x04gate\x12.\n\x04runs\x18\x04 \x01(\x0b\x32\x18.conveyor.v1.SubPipelineH\x00R\x04runs\x12\x14\n\x05needs\x18\n \x03(\tR\x05needs\x12;\n\x0ctrigger_rule\x18\x0b \x01(\x0e\x32\x18.conveyor.v1.TriggerRuleR\x0btriggerRule\x12#\n\rallow_failure\x18\x0c \x01(\x08R\x0c\x61llowFailure\x12\x33\n\x07timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12>\n\rqueue_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cqueueTimeout\x12.\n\x05retry\x18\x0f \x01(\x0b\x32\x18.conveyor.v1.RetryPolicyR\x05retry\x12\x12\n\x04when\x18\x10 \x01(\tR\x04when\x12/\n\x06params\x18\x11 \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x12+\n\x06matrix\x18\x12 \x01(\x0b\x32\x13.conveyor.v1.MatrixR\x06matrix\x12 \n\x0b\x64\x65scription\x18\x13 \x01(\tR\x0b\x64\x65scription\x12\x43\n\x0fworker_selector\x18\x14 \x01(\x0b\x32\x1a.conveyor.v1.LabelSelectorR\x0eworkerSelector\x12%\n\x04lock\x18\x15 \x01(\x0b\x32\x11.conveyor.v1.LockR\x04lockB\x08\n\x06\x61\x63tion\"\xb5\x01\n\x04Gate\x12\x1c\n\tapprovals\x18\x01 \x01(\rR\tapprovals\x12\x33\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12@\n\x10\x64\x65\x66\x61ult_decision\x18\x03 \x01(\x0e\x32\x15.conveyor.v1.DecisionR\x0f\x64\x65\x66\x61ultDecision\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\"Z\n\x0bSubPipeline\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12/\n\x06params\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\"=\n\x04Lock\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n\x05limit\x18\x02 \x01(\rH\x00R\x05limit\x88\x01\x01\x42\x08\n\x06_limit\"\xeb\x01\n\rLabelSelector\x12N\n\x0cmatch_labels\x18\x01 \x03(\x0b\x32+.conveyor.v1.LabelSelector.MatchLabelsEntryR\x0bmatchLabels\x12J\n\x11match_expressions\x18\x02 \x03(\x0b\x32\x1d.conveyor.v1.LabelRequirementR\x10matchExpressions\x1a>\n\x10MatchLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"t\n\x10LabelRequirement\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x36\n\x08operator\x18\x02 \x01(\x0e\x32\x1a.conveyor.v1.LabelOperatorR\x08operator\x12\x16\n\x06values\x18\x03 \x03(\tR\x06values\"\xa2\x02\n\x0bRetryPolicy\x12&\n\x0cmax_attempts\x18\x01 \x01(\rH\x00R\x0bmaxAttempts\x88\x01\x01\x12\x42\n\x0finitial_backoff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n\x0bmax_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nmaxBackoff\x12#\n\nmultiplier\x18\x04 \x01(\x01H\x01R\nmultiplier\x88\x01\x01\x12\x1b\n\x06jitter\x18\x05 \x01(\x01H\x02R\x06jitter\x88\x01\x01\x42\x0f\n\r_max_attemptsB\r\n\x0b_multiplierB\t\n\x07_jitter\"\xc5\x02\n\x06Matrix\x12\x31\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x1d.conveyor.v1.Matrix.AxesEntryR\x04\x61xes\x12\x31\n\x07include\x18\x02 \x03(\x0b\x32\x17.google.protobuf.StructR\x07include\x12\x31\n\x07\x65xclude\x18\x03 \x03(\x0b\x32\x17.google.protobuf.StructR\x07\x65xclude\x12!\n\x0cmax_parallel\x18\x04 \x01(\rR\x0bmaxParallel\x12 \n\tfail_fast\x18\x05 \x01(\x08H\x00R\x08\x66\x61ilFast\x88\x01\x01\x1aO\n\tAxesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05value:\x02\x38\x01\x42\x0c\n\n_fail_fast\"E\n\x0b\x43oncurrency\x12\x36\n\x06policy\x18\x01 \x01(\x0e\x32\x1e.conveyor.v1.ConcurrencyPolicyR\x06policy\"\xe3\x01\n\x05Param\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x16.conveyor.v1.ParamTypeR\x04type\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x1a\n\x08required\x18\x04 \x01(\x08R\x08required\x12\x30\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x07\x64\x65\x66\x61ult\x12*\n\x04\x65num\x18\x06 \x03(\x0b\x32\x16.google.protobuf.ValueR\x04\x65num*?\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x0e\n\nORDER_LIST\x10\x01\x12\x0f\n\x0bORDER_GRAPH\x10\x02*j\n\rFailurePolicy\x12\x1e\n\x1a\x46\x41ILURE_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_POLICY_FAIL_FAST\x10\x01\x12\x1b\n\x17\x46\x41ILURE_POLICY_CONTINUE\x10\x02*R\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45\x43ISION_APPROVED\x10\x01\x12\x15\n\x11\x44\x45\x43ISION_REJECTED\x10\x02*\x9f\x01\n\rLabelOperator\x12\x1e\n\x1aLABEL_OPERATOR_UNSPECIFIED\x10\x00\x12\x15\n\x11LABEL_OPERATOR_IN\x10\x01\x12\x19\n\x15LABEL_OPERATOR_NOT_IN\x10\x02\x12\x19\n\x15LABEL_OPERATOR_EXISTS\x10\x03\x12!\n\x1dLABEL_OPERATOR_DOES_NOT_EXIST\x10\x04*\x9f\x01\n\x0bTriggerRule\x12\x1c\n\x18TRIGGER_RULE_UNSPECIFIED\x10\x00\x12\x1c\n\x18TRIGGER_RULE_ALL_SUCCESS\x10\x01\x12\x1c\n\x18TRIGGER_RULE_NONE_FAILED\x10\x02\x12\x1b\n\x17TRIGGER_RULE_ONE_FAILED\x10\x03\x12\x19\n\x15TRIGGER_RULE_ALL_DONE\x10\x04*\x96\x01\n\x11\x43oncurrencyPolicy\x12\"\n\x1e\x43ONCURRENCY_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONCURRENCY_POLICY_PARALLEL\x10\x01\x12\x1c\n\x18\x43ONCURRENCY_POLICY_QUEUE\x10\x02\x12\x1e\n\x1a\x43ONCURRENCY_POLICY_REPLACE\x10\x03*\x9a\x01\n\tParamType\x12\x1a\n\x16PARAM_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11PARAM_TYPE_STRING\x10\x01\x12\x15\n\x11PARAM_TYPE_NUMBER\x10\x02\x12\x16\n\x12PARAM_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10PARAM_TYPE_ARRAY\x10\x04\x12\x15\n\x11PARAM_TYPE_OBJECT\x10\x05\x42\x43ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,32 +37,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1'
   _globals['_PIPELINE_LABELSENTRY']._loaded_options = None
   _globals['_PIPELINE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_LABELSELECTOR_MATCHLABELSENTRY']._loaded_options = None
+  _globals['_LABELSELECTOR_MATCHLABELSENTRY']._serialized_options = b'8\001'
   _globals['_MATRIX_AXESENTRY']._loaded_options = None
   _globals['_MATRIX_AXESENTRY']._serialized_options = b'8\001'
-  _globals['_ORDER']._serialized_start=2470
-  _globals['_ORDER']._serialized_end=2533
-  _globals['_FAILUREPOLICY']._serialized_start=2535
-  _globals['_FAILUREPOLICY']._serialized_end=2641
-  _globals['_TRIGGERRULE']._serialized_start=2644
-  _globals['_TRIGGERRULE']._serialized_end=2803
-  _globals['_CONCURRENCYPOLICY']._serialized_start=2806
-  _globals['_CONCURRENCYPOLICY']._serialized_end=2956
-  _globals['_PARAMTYPE']._serialized_start=2959
-  _globals['_PARAMTYPE']._serialized_end=3113
+  _globals['_ORDER']._serialized_start=3401
+  _globals['_ORDER']._serialized_end=3464
+  _globals['_FAILUREPOLICY']._serialized_start=3466
+  _globals['_FAILUREPOLICY']._serialized_end=3572
+  _globals['_DECISION']._serialized_start=3574
+  _globals['_DECISION']._serialized_end=3656
+  _globals['_LABELOPERATOR']._serialized_start=3659
+  _globals['_LABELOPERATOR']._serialized_end=3818
+  _globals['_TRIGGERRULE']._serialized_start=3821
+  _globals['_TRIGGERRULE']._serialized_end=3980
+  _globals['_CONCURRENCYPOLICY']._serialized_start=3983
+  _globals['_CONCURRENCYPOLICY']._serialized_end=4133
+  _globals['_PARAMTYPE']._serialized_start=4136
+  _globals['_PARAMTYPE']._serialized_end=4290
   _globals['_PIPELINE']._serialized_start=139
-  _globals['_PIPELINE']._serialized_end=1052
-  _globals['_PIPELINE_LABELSENTRY']._serialized_start=995
-  _globals['_PIPELINE_LABELSENTRY']._serialized_end=1052
-  _globals['_STEP']._serialized_start=1055
-  _globals['_STEP']._serialized_end=1546
-  _globals['_RETRYPOLICY']._serialized_start=1549
-  _globals['_RETRYPOLICY']._serialized_end=1839
-  _globals['_MATRIX']._serialized_start=1842
-  _globals['_MATRIX']._serialized_end=2167
-  _globals['_MATRIX_AXESENTRY']._serialized_start=2074
-  _globals['_MATRIX_AXESENTRY']._serialized_end=2153
-  _globals['_CONCURRENCY']._serialized_start=2169
-  _globals['_CONCURRENCY']._serialized_end=2238
-  _globals['_PARAM']._serialized_start=2241
-  _globals['_PARAM']._serialized_end=2468
+  _globals['_PIPELINE']._serialized_end=1091
+  _globals['_PIPELINE_LABELSENTRY']._serialized_start=1034
+  _globals['_PIPELINE_LABELSENTRY']._serialized_end=1091
+  _globals['_STEP']._serialized_start=1094
+  _globals['_STEP']._serialized_end=1782
+  _globals['_GATE']._serialized_start=1785
+  _globals['_GATE']._serialized_end=1966
+  _globals['_SUBPIPELINE']._serialized_start=1968
+  _globals['_SUBPIPELINE']._serialized_end=2058
+  _globals['_LOCK']._serialized_start=2060
+  _globals['_LOCK']._serialized_end=2121
+  _globals['_LABELSELECTOR']._serialized_start=2124
+  _globals['_LABELSELECTOR']._serialized_end=2359
+  _globals['_LABELSELECTOR_MATCHLABELSENTRY']._serialized_start=2297
+  _globals['_LABELSELECTOR_MATCHLABELSENTRY']._serialized_end=2359
+  _globals['_LABELREQUIREMENT']._serialized_start=2361
+  _globals['_LABELREQUIREMENT']._serialized_end=2477
+  _globals['_RETRYPOLICY']._serialized_start=2480
+  _globals['_RETRYPOLICY']._serialized_end=2770
+  _globals['_MATRIX']._serialized_start=2773
+  _globals['_MATRIX']._serialized_end=3098
+  _globals['_MATRIX_AXESENTRY']._serialized_start=3005
+  _globals['_MATRIX_AXESENTRY']._serialized_end=3084
+  _globals['_CONCURRENCY']._serialized_start=3100
+  _globals['_CONCURRENCY']._serialized_end=3169
+  _globals['_PARAM']._serialized_start=3172
+  _globals['_PARAM']._serialized_end=3399
 # @@protoc_insertion_point(module_scope)

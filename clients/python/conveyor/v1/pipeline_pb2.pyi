@@ -70,6 +70,62 @@ FAILURE_POLICY_CONTINUE: FailurePolicy.ValueType  # 2
 """Independent branches go on."""
 Global___FailurePolicy: _TypeAlias = FailurePolicy  # noqa: Y015
 
+class _Decision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECISION_UNSPECIFIED: _Decision.ValueType  # 0
+    """Never sent."""
+    DECISION_APPROVED: _Decision.ValueType  # 1
+    """The step succeeds, once there are enough of it."""
+    DECISION_REJECTED: _Decision.ValueType  # 2
+    """The step fails."""
+
+class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
+    """What is decided at a gate."""
+
+DECISION_UNSPECIFIED: Decision.ValueType  # 0
+"""Never sent."""
+DECISION_APPROVED: Decision.ValueType  # 1
+"""The step succeeds, once there are enough of it."""
+DECISION_REJECTED: Decision.ValueType  # 2
+"""The step fails."""
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+class _LabelOperator:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LabelOperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LabelOperator.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LABEL_OPERATOR_UNSPECIFIED: _LabelOperator.ValueType  # 0
+    """Never sent."""
+    LABEL_OPERATOR_IN: _LabelOperator.ValueType  # 1
+    """It is there and has one of the values."""
+    LABEL_OPERATOR_NOT_IN: _LabelOperator.ValueType  # 2
+    """It is not there, or has none of the values."""
+    LABEL_OPERATOR_EXISTS: _LabelOperator.ValueType  # 3
+    """It is there."""
+    LABEL_OPERATOR_DOES_NOT_EXIST: _LabelOperator.ValueType  # 4
+    """It is not there."""
+
+class LabelOperator(_LabelOperator, metaclass=_LabelOperatorEnumTypeWrapper):
+    """How a term compares a label with its values."""
+
+LABEL_OPERATOR_UNSPECIFIED: LabelOperator.ValueType  # 0
+"""Never sent."""
+LABEL_OPERATOR_IN: LabelOperator.ValueType  # 1
+"""It is there and has one of the values."""
+LABEL_OPERATOR_NOT_IN: LabelOperator.ValueType  # 2
+"""It is not there, or has none of the values."""
+LABEL_OPERATOR_EXISTS: LabelOperator.ValueType  # 3
+"""It is there."""
+LABEL_OPERATOR_DOES_NOT_EXIST: LabelOperator.ValueType  # 4
+"""It is not there."""
+Global___LabelOperator: _TypeAlias = LabelOperator  # noqa: Y015
+
 class _TriggerRule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -213,6 +269,7 @@ class Pipeline(_message.Message):
     FINALLY_TIMEOUT_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the pipeline lives in. Empty means "default"."""
     name: _builtins.str
@@ -273,6 +330,12 @@ class Pipeline(_message.Message):
     def params(self) -> _containers.RepeatedCompositeFieldContainer[Global___Param]:
         """The parameters that a run of this pipeline takes. At most 100."""
 
+    @_builtins.property
+    def lock(self) -> Global___Lock:
+        """Held by each run from before its first step until it has ended; its key may refer to params, context, resource
+        and run.
+        """
+
     def __init__(
         self,
         *,
@@ -295,10 +358,11 @@ class Pipeline(_message.Message):
         finally_timeout: _duration_pb2.Duration | None = ...,
         concurrency: Global___Concurrency | None = ...,
         params: _abc.Iterable[Global___Param] | None = ...,
+        lock: Global___Lock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "context", b"context", "create_time", b"create_time", "finally_timeout", b"finally_timeout", "timeout", b"timeout", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "context", b"context", "create_time", b"create_time", "finally_timeout", b"finally_timeout", "lock", b"lock", "timeout", b"timeout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "context", b"context", "create_time", b"create_time", "definition", b"definition", "description", b"description", "etag", b"etag", "failure_policy", b"failure_policy", "finally_steps", b"finally_steps", "finally_timeout", b"finally_timeout", "generation", b"generation", "labels", b"labels", "name", b"name", "namespace", b"namespace", "order", b"order", "params", b"params", "steps", b"steps", "timeout", b"timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "context", b"context", "create_time", b"create_time", "definition", b"definition", "description", b"description", "etag", b"etag", "failure_policy", b"failure_policy", "finally_steps", b"finally_steps", "finally_timeout", b"finally_timeout", "generation", b"generation", "labels", b"labels", "lock", b"lock", "name", b"name", "namespace", b"namespace", "order", b"order", "params", b"params", "steps", b"steps", "timeout", b"timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -312,6 +376,8 @@ class Step(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     NEEDS_FIELD_NUMBER: _builtins.int
     TRIGGER_RULE_FIELD_NUMBER: _builtins.int
     ALLOW_FAILURE_FIELD_NUMBER: _builtins.int
@@ -322,6 +388,8 @@ class Step(_message.Message):
     PARAMS_FIELD_NUMBER: _builtins.int
     MATRIX_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    WORKER_SELECTOR_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique within the pipeline, finally steps included. Same form as a name."""
     driver: _builtins.str
@@ -336,6 +404,14 @@ class Step(_message.Message):
     """
     description: _builtins.str
     """For people. At most 1 KiB."""
+    @_builtins.property
+    def gate(self) -> Global___Gate:
+        """Waits for people to approve or reject."""
+
+    @_builtins.property
+    def runs(self) -> Global___SubPipeline:
+        """Runs another pipeline on the same resource, and waits for its run."""
+
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the steps that must be terminal first. Only with ORDER_GRAPH; a repeated id counts once."""
@@ -362,11 +438,23 @@ class Step(_message.Message):
     def matrix(self) -> Global___Matrix:
         """Runs the step once for each combination of values."""
 
+    @_builtins.property
+    def worker_selector(self) -> Global___LabelSelector:
+        """Which workers of the driver may take the step, by the labels that they say in Hello. Values may have CEL
+        expressions in ${{ }}. Drivers that take part over JetStream have no labels.
+        """
+
+    @_builtins.property
+    def lock(self) -> Global___Lock:
+        """Held from when the step is ready until it has ended: at most so many holders of the key in the namespace."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         driver: _builtins.str = ...,
+        gate: Global___Gate | None = ...,
+        runs: Global___SubPipeline | None = ...,
         needs: _abc.Iterable[_builtins.str] | None = ...,
         trigger_rule: Global___TriggerRule.ValueType = ...,
         allow_failure: _builtins.bool = ...,
@@ -377,16 +465,194 @@ class Step(_message.Message):
         params: _struct_pb2.Struct | None = ...,
         matrix: Global___Matrix | None = ...,
         description: _builtins.str = ...,
+        worker_selector: Global___LabelSelector | None = ...,
+        lock: Global___Lock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "driver", b"driver", "matrix", b"matrix", "params", b"params", "queue_timeout", b"queue_timeout", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "driver", b"driver", "gate", b"gate", "lock", b"lock", "matrix", b"matrix", "params", b"params", "queue_timeout", b"queue_timeout", "retry", b"retry", "runs", b"runs", "timeout", b"timeout", "worker_selector", b"worker_selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "allow_failure", b"allow_failure", "description", b"description", "driver", b"driver", "id", b"id", "matrix", b"matrix", "needs", b"needs", "params", b"params", "queue_timeout", b"queue_timeout", "retry", b"retry", "timeout", b"timeout", "trigger_rule", b"trigger_rule", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "allow_failure", b"allow_failure", "description", b"description", "driver", b"driver", "gate", b"gate", "id", b"id", "lock", b"lock", "matrix", b"matrix", "needs", b"needs", "params", b"params", "queue_timeout", b"queue_timeout", "retry", b"retry", "runs", b"runs", "timeout", b"timeout", "trigger_rule", b"trigger_rule", "when", b"when", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["driver"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["driver", "gate", "runs"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class Gate(_message.Message):
+    """A station where people decide."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    DEFAULT_DECISION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    approvals: _builtins.int
+    """How many different people must approve: 1 to 100. 0 means 1. One who rejects is enough."""
+    default_decision: Global___Decision.ValueType
+    """What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout."""
+    message: _builtins.str
+    """What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Bound on the wait. Unset means no bound; from 100 ms to 366 days."""
+
+    def __init__(
+        self,
+        *,
+        approvals: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        default_decision: Global___Decision.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "default_decision", b"default_decision", "message", b"message", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class SubPipeline(_message.Message):
+    """A run within a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """The pipeline's name. It takes the resource as the outer run holds it."""
+    @_builtins.property
+    def params(self) -> _struct_pb2.Struct:
+        """Values for its parameters. Text may have CEL expressions in ${{ }}, as in the params of a step."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        params: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubPipeline: _TypeAlias = SubPipeline  # noqa: Y015
+
+@_typing.final
+class Lock(_message.Message):
+    """At most `limit` holders of a key at a time, first come first served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Any text; may have CEL expressions in ${{ }}. 1 to 256 bytes as it comes out. One key means one lock in its
+    namespace, whichever pipelines name it.
+    """
+    limit: _builtins.int
+    """1 to 1,000. Unset means 1. When those who name a key differ, each waits until its own limit is kept."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        limit: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "key", b"key", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___Lock: _TypeAlias = Lock  # noqa: Y015
+
+@_typing.final
+class LabelSelector(_message.Message):
+    """Selects by labels; all terms must hold. The terms are those of Kubernetes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MatchLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MATCH_LABELS_FIELD_NUMBER: _builtins.int
+    MATCH_EXPRESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def match_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels and the values that they must have. At most 64."""
+
+    @_builtins.property
+    def match_expressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelRequirement]:
+        """More terms. At most 64."""
+
+    def __init__(
+        self,
+        *,
+        match_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        match_expressions: _abc.Iterable[Global___LabelRequirement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["match_expressions", b"match_expressions", "match_labels", b"match_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelSelector: _TypeAlias = LabelSelector  # noqa: Y015
+
+@_typing.final
+class LabelRequirement(_message.Message):
+    """One term of a selector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The label."""
+    operator: Global___LabelOperator.ValueType
+    """How it is compared."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With what: 1 to 64 values for IN and NOT_IN, none for EXISTS and DOES_NOT_EXIST."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: Global___LabelOperator.ValueType = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operator", b"operator", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelRequirement: _TypeAlias = LabelRequirement  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/v1/resource.proto\x12\x0b\x63onveyor.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x04\n\x08Resource\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1e\n\ngeneration\x18\x04 \x01(\x03R\ngeneration\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x39\n\x06labels\x18\x06 \x03(\x0b\x32!.conveyor.v1.Resource.LabelsEntryR\x06labels\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x1e\n\ndefinition\x18\n \x01(\tR\ndefinition\x12\x1a\n\x08pipeline\x18\x0b \x01(\tR\x08pipeline\x12+\n\x04spec\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructR\x04spec\x12/\n\x06params\x18\r \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x43ZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/v1/resource.proto\x12\x0b\x63onveyor.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x04\n\x08Resource\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1e\n\ngeneration\x18\x04 \x01(\x03R\ngeneration\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x39\n\x06labels\x18\x06 \x03(\x0b\x32!.conveyor.v1.Resource.LabelsEntryR\x06labels\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x1e\n\ndefinition\x18\n \x01(\tR\ndefinition\x12\x1a\n\x08pipeline\x18\x0b \x01(\tR\x08pipeline\x12+\n\x04spec\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructR\x04spec\x12/\n\x06params\x18\r \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x12 \n\ton_change\x18\x0e \x01(\x08H\x00R\x08onChange\x88\x01\x01\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x0c\n\n_on_changeBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOURCE_LABELSENTRY']._loaded_options = None
   _globals['_RESOURCE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_RESOURCE']._serialized_start=107
-  _globals['_RESOURCE']._serialized_end=631
-  _globals['_RESOURCE_LABELSENTRY']._serialized_start=574
-  _globals['_RESOURCE_LABELSENTRY']._serialized_end=631
+  _globals['_RESOURCE']._serialized_end=679
+  _globals['_RESOURCE_LABELSENTRY']._serialized_start=608
+  _globals['_RESOURCE_LABELSENTRY']._serialized_end=665
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,7 @@ class Resource(_message.Message):
     PIPELINE_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
+    ON_CHANGE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the resource lives in. Empty means "default"."""
     name: _builtins.str
@@ -74,6 +75,8 @@ class Resource(_message.Message):
     """The ResourceDefinition that the spec must satisfy."""
     pipeline: _builtins.str
     """The pipeline that it moves on at each change. Empty: it goes to all drivers of its definition at once, unordered."""
+    on_change: _builtins.bool
+    """Whether each change of it starts a run. Unset means true."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Keys and values for the user's own selections, copied to its runs. At most 64; keys at most 128 bytes, values at
@@ -113,11 +116,14 @@ class Resource(_message.Message):
         pipeline: _builtins.str = ...,
         spec: _struct_pb2.Struct | None = ...,
         params: _struct_pb2.Struct | None = ...,
+        on_change: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "params", b"params", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_on_change", b"_on_change", "create_time", b"create_time", "on_change", b"on_change", "params", b"params", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "definition", b"definition", "etag", b"etag", "generation", b"generation", "labels", b"labels", "name", b"name", "namespace", b"namespace", "params", b"params", "pipeline", b"pipeline", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_on_change", b"_on_change", "create_time", b"create_time", "definition", b"definition", "etag", b"etag", "generation", b"generation", "labels", b"labels", "name", b"name", "namespace", b"namespace", "on_change", b"on_change", "params", b"params", "pipeline", b"pipeline", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__on_change: _TypeAlias = _typing.Literal["on_change"]  # noqa: Y015
+    _WhichOneofArgType__on_change: _TypeAlias = _typing.Literal["_on_change", b"_on_change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__on_change) -> _WhichOneofReturnType__on_change | None: ...
 
 Global___Resource: _TypeAlias = Resource  # noqa: Y015

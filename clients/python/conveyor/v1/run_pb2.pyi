@@ -86,6 +86,8 @@ class _RunReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunReason.V
     """SUCCEEDED: no driver listens to the resource's definition."""
     RUN_REASON_WAITING_FOR_RUN: _RunReason.ValueType  # 7
     """PENDING: an older run of the same resource must end first."""
+    RUN_REASON_WAITING_FOR_LOCK: _RunReason.ValueType  # 8
+    """PENDING: others hold the lock of its pipeline."""
 
 class RunReason(_RunReason, metaclass=_RunReasonEnumTypeWrapper):
     """Why a run is in its state."""
@@ -106,6 +108,8 @@ RUN_REASON_NO_DRIVER: RunReason.ValueType  # 6
 """SUCCEEDED: no driver listens to the resource's definition."""
 RUN_REASON_WAITING_FOR_RUN: RunReason.ValueType  # 7
 """PENDING: an older run of the same resource must end first."""
+RUN_REASON_WAITING_FOR_LOCK: RunReason.ValueType  # 8
+"""PENDING: others hold the lock of its pipeline."""
 Global___RunReason: _TypeAlias = RunReason  # noqa: Y015
 
 class _StepState:
@@ -176,6 +180,10 @@ class _StepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepReason
     """QUEUED: a JetStream consumer named after the driver exists, but its filters do not match the ticket's subject."""
     STEP_REASON_NOT_RECEIVED: _StepReason.ValueType  # 6
     """QUEUED: the attempt was given to a worker that went away before it received it."""
+    STEP_REASON_AWAITING_DECISION: _StepReason.ValueType  # 7
+    """QUEUED: it is a gate, and people have not decided."""
+    STEP_REASON_WAITING_FOR_LOCK: _StepReason.ValueType  # 8
+    """QUEUED: others hold its lock."""
     STEP_REASON_NEED_FAILED: _StepReason.ValueType  # 10
     """SKIPPED: a need failed or was cancelled."""
     STEP_REASON_NEED_SKIPPED: _StepReason.ValueType  # 11
@@ -192,6 +200,8 @@ class _StepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepReason
     """SKIPPED: the driver of a broadcast never answered."""
     STEP_REASON_CONDITION_FALSE: _StepReason.ValueType  # 17
     """SKIPPED: its condition was false."""
+    STEP_REASON_INSTANCE_FAIL_FAST: _StepReason.ValueType  # 18
+    """SKIPPED or CANCELLED: another instance of its matrix failed."""
     STEP_REASON_DRIVER_FAILED: _StepReason.ValueType  # 20
     """FAILED or RETRYING: the driver said so."""
     STEP_REASON_TIMED_OUT: _StepReason.ValueType  # 21
@@ -210,10 +220,20 @@ class _StepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepReason
     """FAILED: the driver's result cannot be stored, e.g. because of a number that JSON does not have."""
     STEP_REASON_INPUT_INVALID: _StepReason.ValueType  # 28
     """FAILED: an expression of the step could not be evaluated, or gave a value that does not fit."""
+    STEP_REASON_INSTANCE_FAILED: _StepReason.ValueType  # 29
+    """FAILED or CANCELLED: an instance of its matrix did."""
     STEP_REASON_ABANDONED: _StepReason.ValueType  # 30
     """CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working."""
     STEP_REASON_DRIVER_CANCELLED: _StepReason.ValueType  # 31
     """CANCELLED: the driver gave it up by itself."""
+    STEP_REASON_GATE_REJECTED: _StepReason.ValueType  # 32
+    """FAILED: it is a gate, and was rejected."""
+    STEP_REASON_CHILD_RUN_FAILED: _StepReason.ValueType  # 33
+    """FAILED: the run that it started failed."""
+    STEP_REASON_CHILD_RUN_CANCELLED: _StepReason.ValueType  # 34
+    """CANCELLED: the run that it started was cancelled."""
+    STEP_REASON_CHILD_RUN_REFUSED: _StepReason.ValueType  # 35
+    """FAILED: the run that it should have started was refused."""
 
 class StepReason(_StepReason, metaclass=_StepReasonEnumTypeWrapper):
     """Why a step is in its state."""
@@ -232,6 +252,10 @@ STEP_REASON_CONSUMER_MISMATCH: StepReason.ValueType  # 5
 """QUEUED: a JetStream consumer named after the driver exists, but its filters do not match the ticket's subject."""
 STEP_REASON_NOT_RECEIVED: StepReason.ValueType  # 6
 """QUEUED: the attempt was given to a worker that went away before it received it."""
+STEP_REASON_AWAITING_DECISION: StepReason.ValueType  # 7
+"""QUEUED: it is a gate, and people have not decided."""
+STEP_REASON_WAITING_FOR_LOCK: StepReason.ValueType  # 8
+"""QUEUED: others hold its lock."""
 STEP_REASON_NEED_FAILED: StepReason.ValueType  # 10
 """SKIPPED: a need failed or was cancelled."""
 STEP_REASON_NEED_SKIPPED: StepReason.ValueType  # 11
@@ -248,6 +272,8 @@ STEP_REASON_NOT_REPORTED: StepReason.ValueType  # 16
 """SKIPPED: the driver of a broadcast never answered."""
 STEP_REASON_CONDITION_FALSE: StepReason.ValueType  # 17
 """SKIPPED: its condition was false."""
+STEP_REASON_INSTANCE_FAIL_FAST: StepReason.ValueType  # 18
+"""SKIPPED or CANCELLED: another instance of its matrix failed."""
 STEP_REASON_DRIVER_FAILED: StepReason.ValueType  # 20
 """FAILED or RETRYING: the driver said so."""
 STEP_REASON_TIMED_OUT: StepReason.ValueType  # 21
@@ -266,10 +292,20 @@ STEP_REASON_RESULT_INVALID: StepReason.ValueType  # 27
 """FAILED: the driver's result cannot be stored, e.g. because of a number that JSON does not have."""
 STEP_REASON_INPUT_INVALID: StepReason.ValueType  # 28
 """FAILED: an expression of the step could not be evaluated, or gave a value that does not fit."""
+STEP_REASON_INSTANCE_FAILED: StepReason.ValueType  # 29
+"""FAILED or CANCELLED: an instance of its matrix did."""
 STEP_REASON_ABANDONED: StepReason.ValueType  # 30
 """CANCELLED: the worker did not confirm within the grace time that it stopped; it may still be working."""
 STEP_REASON_DRIVER_CANCELLED: StepReason.ValueType  # 31
 """CANCELLED: the driver gave it up by itself."""
+STEP_REASON_GATE_REJECTED: StepReason.ValueType  # 32
+"""FAILED: it is a gate, and was rejected."""
+STEP_REASON_CHILD_RUN_FAILED: StepReason.ValueType  # 33
+"""FAILED: the run that it started failed."""
+STEP_REASON_CHILD_RUN_CANCELLED: StepReason.ValueType  # 34
+"""CANCELLED: the run that it started was cancelled."""
+STEP_REASON_CHILD_RUN_REFUSED: StepReason.ValueType  # 35
+"""FAILED: the run that it should have started was refused."""
 Global___StepReason: _TypeAlias = StepReason  # noqa: Y015
 
 class _Transport:
@@ -371,6 +407,11 @@ class Run(_message.Message):
     PARAMS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    CALLER_RUN_FIELD_NUMBER: _builtins.int
+    CALLER_STEP_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the run lives in."""
     id: _builtins.str
@@ -397,6 +438,16 @@ class Run(_message.Message):
     """Changes with the run."""
     cancel_message: _builtins.str
     """Why a run that is being cancelled or was cancelled is."""
+    caller_run: _builtins.str
+    """The run that this one is a step of."""
+    caller_step: _builtins.str
+    """The step that it is."""
+    depth: _builtins.int
+    """How many runs this one is within: 0 for one that no step started."""
+    schedule: _builtins.str
+    """The schedule that started it."""
+    lock: _builtins.str
+    """The key of the lock that the run holds or waits for."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The resource's labels at creation and those of the StartRun request."""
@@ -473,10 +524,15 @@ class Run(_message.Message):
         params: _struct_pb2.Struct | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         wait: Global___RunWait | None = ...,
+        caller_run: _builtins.str = ...,
+        caller_step: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        schedule: _builtins.str = ...,
+        lock: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "params", b"params", "pipeline_snapshot", b"pipeline_snapshot", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,23 +546,91 @@ class RunWait(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run whose turn it is."""
     ahead: _builtins.int
     """How many runs go first, that one included."""
+    @_builtins.property
+    def lock(self) -> Global___LockWait:
+        """The lock that it waits for; instead of the above."""
+
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         ahead: _builtins.int = ...,
+        lock: Global___LockWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lock", b"lock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "lock", b"lock", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunWait: _TypeAlias = RunWait  # noqa: Y015
+
+@_typing.final
+class LockWait(_message.Message):
+    """Who has a lock, and who goes first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key."""
+    limit: _builtins.int
+    """How many holders it may have, as far as who asks is concerned."""
+    ahead: _builtins.int
+    """How many wait and go first."""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockHolder]:
+        """Who holds it; the first 20."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        holders: _abc.Iterable[Global___LockHolder] | None = ...,
+        ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "holders", b"holders", "key", b"key", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockWait: _TypeAlias = LockWait  # noqa: Y015
+
+@_typing.final
+class LockHolder(_message.Message):
+    """A run or a step that holds a lock or waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    step: _builtins.str
+    """The step's id. Empty: the run as a whole."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        step: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockHolder: _TypeAlias = LockHolder  # noqa: Y015
 
 @_typing.final
 class StepRun(_message.Message):
@@ -532,6 +656,12 @@ class StepRun(_message.Message):
     FINALLY_STEP_FIELD_NUMBER: _builtins.int
     INHERITED_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    MATRIX_STEP_FIELD_NUMBER: _builtins.int
+    MATRIX_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     step: _builtins.str
@@ -554,6 +684,14 @@ class StepRun(_message.Message):
     """Whether it is a finally step."""
     inherited: _builtins.bool
     """Whether the result was taken over from the run that this one retries."""
+    matrix_step: _builtins.str
+    """Of an instance: the step whose matrix it is of. Its own id is that one's with its place, e.g. "test[0]"."""
+    instances: _builtins.int
+    """Of a step with a matrix, once it is expanded: how many instances it has. They come last among the steps of the run."""
+    child_run: _builtins.str
+    """Of a step that runs a pipeline: its current or last run."""
+    lock: _builtins.str
+    """The key of the lock that it holds or waits for, or had last."""
     @_builtins.property
     def queue_time(self) -> _timestamp_pb2.Timestamp:
         """When the step became ready for the first time."""
@@ -582,6 +720,14 @@ class StepRun(_message.Message):
     def wait(self) -> Global___StepWait:
         """GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking."""
 
+    @_builtins.property
+    def matrix(self) -> _struct_pb2.Struct:
+        """Of an instance: its values, by axis."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateDecision]:
+        """Of a gate: what was decided so far."""
+
     def __init__(
         self,
         *,
@@ -603,14 +749,56 @@ class StepRun(_message.Message):
         finally_step: _builtins.bool = ...,
         inherited: _builtins.bool = ...,
         wait: Global___StepWait | None = ...,
+        matrix_step: _builtins.str = ...,
+        matrix: _struct_pb2.Struct | None = ...,
+        instances: _builtins.int = ...,
+        child_run: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___GateDecision] | None = ...,
+        lock: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "next_time", b"next_time", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "matrix", b"matrix", "next_time", b"next_time", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "child_run", b"child_run", "decisions", b"decisions", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "instances", b"instances", "lock", b"lock", "matrix", b"matrix", "matrix_step", b"matrix_step", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepRun: _TypeAlias = StepRun  # noqa: Y015
+
+@_typing.final
+class GateDecision(_message.Message):
+    """What somebody decided at a gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    decision: _pipeline_pb2.Decision.ValueType
+    """What."""
+    by: _builtins.str
+    """Who, as they call themselves. Empty: nobody, the gate's timeout passed."""
+    comment: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        decision: _pipeline_pb2.Decision.ValueType = ...,
+        by: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "comment", b"comment", "decision", b"decision", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateDecision: _TypeAlias = GateDecision  # noqa: Y015
 
 @_typing.final
 class StepWait(_message.Message):
@@ -626,6 +814,8 @@ class StepWait(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     LAST_WORKERS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
     need_count: _builtins.int
     """PENDING: how many they are."""
     workers: _builtins.int
@@ -634,6 +824,8 @@ class StepWait(_message.Message):
     """QUEUED: how many attempts these workers take at a time, together."""
     ahead: _builtins.int
     """QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know."""
+    approvals: _builtins.int
+    """QUEUED at a gate: how many more people must approve."""
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """PENDING: the steps that have not ended and must before this one is looked at; the first 20."""
@@ -652,6 +844,10 @@ class StepWait(_message.Message):
     def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenWorker]:
         """QUEUED, and no worker would take it: those of its driver that were connected last, latest first."""
 
+    @_builtins.property
+    def lock(self) -> Global___LockWait:
+        """QUEUED, and others hold its lock."""
+
     def __init__(
         self,
         *,
@@ -663,10 +859,12 @@ class StepWait(_message.Message):
         slots: _builtins.int = ...,
         ahead: _builtins.int | None = ...,
         last_workers: _abc.Iterable[Global___SeenWorker] | None = ...,
+        lock: Global___LockWait | None = ...,
+        approvals: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "lock", b"lock", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "last_workers", b"last_workers", "need_count", b"need_count", "needs", b"needs", "since", b"since", "slots", b"slots", "until", b"until", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "approvals", b"approvals", "last_workers", b"last_workers", "lock", b"lock", "need_count", b"need_count", "needs", b"needs", "since", b"since", "slots", b"slots", "until", b"until", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ahead: _TypeAlias = _typing.Literal["ahead"]  # noqa: Y015
     _WhichOneofArgType__ahead: _TypeAlias = _typing.Literal["_ahead", b"_ahead"]  # noqa: Y015

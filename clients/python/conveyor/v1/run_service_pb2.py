@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from conveyor.v1 import pipeline_pb2 as conveyor_dot_v1_dot_pipeline__pb2
 from conveyor.v1 import run_pb2 as conveyor_dot_v1_dot_run__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/v1/run_service.proto\x12\x0b\x63onveyor.v1\x1a\x15\x63onveyor/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\x0fStartRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1e\n\ndefinition\x18\x02 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x03 \x01(\tR\x08resource\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12/\n\x06params\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x12@\n\x06labels\x18\x06 \x03(\x0b\x32(.conveyor.v1.StartRunRequest.LabelsEntryR\x06labels\x12\x1d\n\nrequest_id\x18\x07 \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\x08 \x01(\x08R\x0cvalidateOnly\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"6\n\x10StartRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"g\n\rGetRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12(\n\x04view\x18\x03 \x01(\x0e\x32\x14.conveyor.v1.RunViewR\x04view\"4\n\x0eGetRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"\xc8\x04\n\x0fListRunsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12\x1e\n\ndefinition\x18\x05 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x06 \x01(\tR\x08resource\x12-\n\x06states\x18\x07 \x03(\x0e\x32\x15.conveyor.v1.RunStateR\x06states\x12@\n\x06labels\x18\x08 \x03(\x0b\x32(.conveyor.v1.ListRunsRequest.LabelsEntryR\x06labels\x12\x44\n\x10\x63reate_time_from\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x63reateTimeFrom\x12H\n\x12\x63reate_time_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x63reateTimeBefore\x12(\n\x04view\x18\x0b \x01(\x0e\x32\x14.conveyor.v1.RunViewR\x04view\x12\x1d\n\nparent_run\x18\x0c \x01(\tR\tparentRun\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"`\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x10.conveyor.v1.RunR\x04runs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"W\n\x0fWatchRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\"\x83\x03\n\x10WatchRunResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.conveyor.v1.RunSnapshotH\x00R\x08snapshot\x12=\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x18.conveyor.v1.SnapshotEndH\x00R\x0bsnapshotEnd\x12\x33\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x17.conveyor.v1.RunChangesH\x00R\x07\x63hanges\x12\x34\n\x07\x64\x65leted\x18\x04 \x01(\x0b\x32\x18.conveyor.v1.RunsDeletedH\x00R\x07\x64\x65leted\x12;\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.conveyor.v1.WatchHeartbeatH\x00R\theartbeat\x12/\n\x05reset\x18\x06 \x01(\x0b\x32\x17.conveyor.v1.WatchResetH\x00R\x05reset\x12\x16\n\x06\x63ursor\x18\x07 \x01(\tR\x06\x63ursorB\x07\n\x05\x65vent\"\xcd\x02\n\x10WatchRunsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12\x1e\n\ndefinition\x18\x05 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x06 \x01(\tR\x08resource\x12-\n\x06states\x18\x07 \x03(\x0e\x32\x15.conveyor.v1.RunStateR\x06states\x12\x41\n\x06labels\x18\x08 \x03(\x0b\x32).conveyor.v1.WatchRunsRequest.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x84\x03\n\x11WatchRunsResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.conveyor.v1.RunSnapshotH\x00R\x08snapshot\x12=\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x18.conveyor.v1.SnapshotEndH\x00R\x0bsnapshotEnd\x12\x33\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x17.conveyor.v1.RunChangesH\x00R\x07\x63hanges\x12\x34\n\x07\x64\x65leted\x18\x04 \x01(\x0b\x32\x18.conveyor.v1.RunsDeletedH\x00R\x07\x64\x65leted\x12;\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.conveyor.v1.WatchHeartbeatH\x00R\theartbeat\x12/\n\x05reset\x18\x06 \x01(\x0b\x32\x17.conveyor.v1.WatchResetH\x00R\x05reset\x12\x16\n\x06\x63ursor\x18\x07 \x01(\tR\x06\x63ursorB\x07\n\x05\x65vent\"\xc0\x01\n\x10\x43\x61ncelRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x14\n\x05\x66orce\x18\x04 \x01(\x08R\x05\x66orce\x12/\n\x05grace\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\x12\x1d\n\nrequest_id\x18\x06 \x01(\tR\trequestId\"7\n\x11\x43\x61ncelRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"\xdb\x01\n\x0fRetryRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12@\n\x06labels\x18\x03 \x03(\x0b\x32(.conveyor.v1.RetryRunRequest.LabelsEntryR\x06labels\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"6\n\x10RetryRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"T\n\x10\x44\x65leteRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"7\n\x11\x44\x65leteRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run2\xdb\x04\n\nRunService\x12G\n\x08StartRun\x12\x1c.conveyor.v1.StartRunRequest\x1a\x1d.conveyor.v1.StartRunResponse\x12\x41\n\x06GetRun\x12\x1a.conveyor.v1.GetRunRequest\x1a\x1b.conveyor.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.conveyor.v1.ListRunsRequest\x1a\x1d.conveyor.v1.ListRunsResponse\x12I\n\x08WatchRun\x12\x1c.conveyor.v1.WatchRunRequest\x1a\x1d.conveyor.v1.WatchRunResponse0\x01\x12L\n\tWatchRuns\x12\x1d.conveyor.v1.WatchRunsRequest\x1a\x1e.conveyor.v1.WatchRunsResponse0\x01\x12J\n\tCancelRun\x12\x1d.conveyor.v1.CancelRunRequest\x1a\x1e.conveyor.v1.CancelRunResponse\x12G\n\x08RetryRun\x12\x1c.conveyor.v1.RetryRunRequest\x1a\x1d.conveyor.v1.RetryRunResponse\x12J\n\tDeleteRun\x12\x1d.conveyor.v1.DeleteRunRequest\x1a\x1e.conveyor.v1.DeleteRunResponseBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/v1/run_service.proto\x12\x0b\x63onveyor.v1\x1a\x1a\x63onveyor/v1/pipeline.proto\x1a\x15\x63onveyor/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\x0fStartRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1e\n\ndefinition\x18\x02 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x03 \x01(\tR\x08resource\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12/\n\x06params\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x06params\x12@\n\x06labels\x18\x06 \x03(\x0b\x32(.conveyor.v1.StartRunRequest.LabelsEntryR\x06labels\x12\x1d\n\nrequest_id\x18\x07 \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\x08 \x01(\x08R\x0cvalidateOnly\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"6\n\x10StartRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"g\n\rGetRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12(\n\x04view\x18\x03 \x01(\x0e\x32\x14.conveyor.v1.RunViewR\x04view\"4\n\x0eGetRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"\xc8\x04\n\x0fListRunsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12\x1e\n\ndefinition\x18\x05 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x06 \x01(\tR\x08resource\x12-\n\x06states\x18\x07 \x03(\x0e\x32\x15.conveyor.v1.RunStateR\x06states\x12@\n\x06labels\x18\x08 \x03(\x0b\x32(.conveyor.v1.ListRunsRequest.LabelsEntryR\x06labels\x12\x44\n\x10\x63reate_time_from\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x63reateTimeFrom\x12H\n\x12\x63reate_time_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x63reateTimeBefore\x12(\n\x04view\x18\x0b \x01(\x0e\x32\x14.conveyor.v1.RunViewR\x04view\x12\x1d\n\nparent_run\x18\x0c \x01(\tR\tparentRun\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"`\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x10.conveyor.v1.RunR\x04runs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"W\n\x0fWatchRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\"\x83\x03\n\x10WatchRunResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.conveyor.v1.RunSnapshotH\x00R\x08snapshot\x12=\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x18.conveyor.v1.SnapshotEndH\x00R\x0bsnapshotEnd\x12\x33\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x17.conveyor.v1.RunChangesH\x00R\x07\x63hanges\x12\x34\n\x07\x64\x65leted\x18\x04 \x01(\x0b\x32\x18.conveyor.v1.RunsDeletedH\x00R\x07\x64\x65leted\x12;\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.conveyor.v1.WatchHeartbeatH\x00R\theartbeat\x12/\n\x05reset\x18\x06 \x01(\x0b\x32\x17.conveyor.v1.WatchResetH\x00R\x05reset\x12\x16\n\x06\x63ursor\x18\x07 \x01(\tR\x06\x63ursorB\x07\n\x05\x65vent\"\xcd\x02\n\x10WatchRunsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12\x1a\n\x08pipeline\x18\x04 \x01(\tR\x08pipeline\x12\x1e\n\ndefinition\x18\x05 \x01(\tR\ndefinition\x12\x1a\n\x08resource\x18\x06 \x01(\tR\x08resource\x12-\n\x06states\x18\x07 \x03(\x0e\x32\x15.conveyor.v1.RunStateR\x06states\x12\x41\n\x06labels\x18\x08 \x03(\x0b\x32).conveyor.v1.WatchRunsRequest.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x84\x03\n\x11WatchRunsResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.conveyor.v1.RunSnapshotH\x00R\x08snapshot\x12=\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x18.conveyor.v1.SnapshotEndH\x00R\x0bsnapshotEnd\x12\x33\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x17.conveyor.v1.RunChangesH\x00R\x07\x63hanges\x12\x34\n\x07\x64\x65leted\x18\x04 \x01(\x0b\x32\x18.conveyor.v1.RunsDeletedH\x00R\x07\x64\x65leted\x12;\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.conveyor.v1.WatchHeartbeatH\x00R\theartbeat\x12/\n\x05reset\x18\x06 \x01(\x0b\x32\x17.conveyor.v1.WatchResetH\x00R\x05reset\x12\x16\n\x06\x63ursor\x18\x07 \x01(\tR\x06\x63ursorB\x07\n\x05\x65vent\"\xc0\x01\n\x10\x43\x61ncelRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x14\n\x05\x66orce\x18\x04 \x01(\x08R\x05\x66orce\x12/\n\x05grace\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\x12\x1d\n\nrequest_id\x18\x06 \x01(\tR\trequestId\"7\n\x11\x43\x61ncelRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"\xdb\x01\n\x0fRetryRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12@\n\x06labels\x18\x03 \x03(\x0b\x32(.conveyor.v1.RetryRunRequest.LabelsEntryR\x06labels\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"6\n\x10RetryRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"T\n\x10\x44\x65leteRunRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"7\n\x11\x44\x65leteRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x10.conveyor.v1.RunR\x03run\"\xd1\x01\n\x11\x44\x65\x63ideStepRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n\x04step\x18\x03 \x01(\tR\x04step\x12\x31\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0e\x32\x15.conveyor.v1.DecisionR\x08\x64\x65\x63ision\x12\x0e\n\x02\x62y\x18\x05 \x01(\tR\x02\x62y\x12\x18\n\x07\x63omment\x18\x06 \x01(\tR\x07\x63omment\x12\x1d\n\nrequest_id\x18\x07 \x01(\tR\trequestId\">\n\x12\x44\x65\x63ideStepResponse\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x14.conveyor.v1.StepRunR\x04step\"~\n\x10ListLocksRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n\tpage_size\x18\x02 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12\x10\n\x03key\x18\x04 \x01(\tR\x03key\"h\n\x11ListLocksResponse\x12+\n\x05locks\x18\x01 \x03(\x0b\x32\x15.conveyor.v1.HeldLockR\x05locks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa7\x01\n\x08HeldLock\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x31\n\x07holders\x18\x02 \x03(\x0b\x32\x17.conveyor.v1.LockHolderR\x07holders\x12\x31\n\x07waiting\x18\x03 \x03(\x0b\x32\x17.conveyor.v1.LockHolderR\x07waiting\x12#\n\rwaiting_count\x18\x04 \x01(\rR\x0cwaitingCount2\xf6\x05\n\nRunService\x12G\n\x08StartRun\x12\x1c.conveyor.v1.StartRunRequest\x1a\x1d.conveyor.v1.StartRunResponse\x12\x41\n\x06GetRun\x12\x1a.conveyor.v1.GetRunRequest\x1a\x1b.conveyor.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.conveyor.v1.ListRunsRequest\x1a\x1d.conveyor.v1.ListRunsResponse\x12I\n\x08WatchRun\x12\x1c.conveyor.v1.WatchRunRequest\x1a\x1d.conveyor.v1.WatchRunResponse0\x01\x12L\n\tWatchRuns\x12\x1d.conveyor.v1.WatchRunsRequest\x1a\x1e.conveyor.v1.WatchRunsResponse0\x01\x12J\n\tCancelRun\x12\x1d.conveyor.v1.CancelRunRequest\x1a\x1e.conveyor.v1.CancelRunResponse\x12G\n\x08RetryRun\x12\x1c.conveyor.v1.RetryRunRequest\x1a\x1d.conveyor.v1.RetryRunResponse\x12M\n\nDecideStep\x12\x1e.conveyor.v1.DecideStepRequest\x1a\x1f.conveyor.v1.DecideStepResponse\x12J\n\tListLocks\x12\x1d.conveyor.v1.ListLocksRequest\x1a\x1e.conveyor.v1.ListLocksResponse\x12J\n\tDeleteRun\x12\x1d.conveyor.v1.DeleteRunRequest\x1a\x1e.conveyor.v1.DeleteRunResponseBCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,46 +45,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHRUNSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_RETRYRUNREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_RETRYRUNREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_STARTRUNREQUEST']._serialized_start=165
-  _globals['_STARTRUNREQUEST']._serialized_end=542
-  _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_start=485
-  _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_end=542
-  _globals['_STARTRUNRESPONSE']._serialized_start=544
-  _globals['_STARTRUNRESPONSE']._serialized_end=598
-  _globals['_GETRUNREQUEST']._serialized_start=600
-  _globals['_GETRUNREQUEST']._serialized_end=703
-  _globals['_GETRUNRESPONSE']._serialized_start=705
-  _globals['_GETRUNRESPONSE']._serialized_end=757
-  _globals['_LISTRUNSREQUEST']._serialized_start=760
-  _globals['_LISTRUNSREQUEST']._serialized_end=1344
-  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_start=485
-  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_end=542
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1346
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1442
-  _globals['_WATCHRUNREQUEST']._serialized_start=1444
-  _globals['_WATCHRUNREQUEST']._serialized_end=1531
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1534
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1921
-  _globals['_WATCHRUNSREQUEST']._serialized_start=1924
-  _globals['_WATCHRUNSREQUEST']._serialized_end=2257
-  _globals['_WATCHRUNSREQUEST_LABELSENTRY']._serialized_start=485
-  _globals['_WATCHRUNSREQUEST_LABELSENTRY']._serialized_end=542
-  _globals['_WATCHRUNSRESPONSE']._serialized_start=2260
-  _globals['_WATCHRUNSRESPONSE']._serialized_end=2648
-  _globals['_CANCELRUNREQUEST']._serialized_start=2651
-  _globals['_CANCELRUNREQUEST']._serialized_end=2843
-  _globals['_CANCELRUNRESPONSE']._serialized_start=2845
-  _globals['_CANCELRUNRESPONSE']._serialized_end=2900
-  _globals['_RETRYRUNREQUEST']._serialized_start=2903
-  _globals['_RETRYRUNREQUEST']._serialized_end=3122
-  _globals['_RETRYRUNREQUEST_LABELSENTRY']._serialized_start=485
-  _globals['_RETRYRUNREQUEST_LABELSENTRY']._serialized_end=542
-  _globals['_RETRYRUNRESPONSE']._serialized_start=3124
-  _globals['_RETRYRUNRESPONSE']._serialized_end=3178
-  _globals['_DELETERUNREQUEST']._serialized_start=3180
-  _globals['_DELETERUNREQUEST']._serialized_end=3264
-  _globals['_DELETERUNRESPONSE']._serialized_start=3266
-  _globals['_DELETERUNRESPONSE']._serialized_end=3321
-  _globals['_RUNSERVICE']._serialized_start=3324
-  _globals['_RUNSERVICE']._serialized_end=3927
+  _globals['_STARTRUNREQUEST']._serialized_start=193
+  _globals['_STARTRUNREQUEST']._serialized_end=570
+  _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_start=513
+  _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_end=570
+  _globals['_STARTRUNRESPONSE']._serialized_start=572
+  _globals['_STARTRUNRESPONSE']._serialized_end=626
+  _globals['_GETRUNREQUEST']._serialized_start=628
+  _globals['_GETRUNREQUEST']._serialized_end=731
+  _globals['_GETRUNRESPONSE']._serialized_start=733
+  _globals['_GETRUNRESPONSE']._serialized_end=785
+  _globals['_LISTRUNSREQUEST']._serialized_start=788
+  _globals['_LISTRUNSREQUEST']._serialized_end=1372
+  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_start=513
+  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_end=570
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1374
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1470
+  _globals['_WATCHRUNREQUEST']._serialized_start=1472
+  _globals['_WATCHRUNREQUEST']._serialized_end=1559
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1562
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1949
+  _globals['_WATCHRUNSREQUEST']._serialized_start=1952
+  _globals['_WATCHRUNSREQUEST']._serialized_end=2285
+  _globals['_WATCHRUNSREQUEST_LABELSENTRY']._serialized_start=513
+  _globals['_WATCHRUNSREQUEST_LABELSENTRY']._serialized_end=570
+  _globals['_WATCHRUNSRESPONSE']._serialized_start=2288
+  _globals['_WATCHRUNSRESPONSE']._serialized_end=2676
+  _globals['_CANCELRUNREQUEST']._serialized_start=2679
+  _globals['_CANCELRUNREQUEST']._serialized_end=2871
+  _globals['_CANCELRUNRESPONSE']._serialized_start=2873
+  _globals['_CANCELRUNRESPONSE']._serialized_end=2928
+  _globals['_RETRYRUNREQUEST']._serialized_start=2931
+  _globals['_RETRYRUNREQUEST']._serialized_end=3150
+  _globals['_RETRYRUNREQUEST_LABELSENTRY']._serialized_start=513
+  _globals['_RETRYRUNREQUEST_LABELSENTRY']._serialized_end=570
+  _globals['_RETRYRUNRESPONSE']._serialized_start=3152
+  _globals['_RETRYRUNRESPONSE']._serialized_end=3206
+  _globals['_DELETERUNREQUEST']._serialized_start=3208
+  _globals['_DELETERUNREQUEST']._serialized_end=3292
+  _globals['_DELETERUNRESPONSE']._serialized_start=3294
+  _globals['_DELETERUNRESPONSE']._serialized_end=3349
+  _globals['_DECIDESTEPREQUEST']._serialized_start=3352
+  _globals['_DECIDESTEPREQUEST']._serialized_end=3561
+  _globals['_DECIDESTEPRESPONSE']._serialized_start=3563
+  _globals['_DECIDESTEPRESPONSE']._serialized_end=3625
+  _globals['_LISTLOCKSREQUEST']._serialized_start=3627
+  _globals['_LISTLOCKSREQUEST']._serialized_end=3753
+  _globals['_LISTLOCKSRESPONSE']._serialized_start=3755
+  _globals['_LISTLOCKSRESPONSE']._serialized_end=3859
+  _globals['_HELDLOCK']._serialized_start=3862
+  _globals['_HELDLOCK']._serialized_end=4029
+  _globals['_RUNSERVICE']._serialized_start=4032
+  _globals['_RUNSERVICE']._serialized_end=4790
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,16 @@ class RunServiceStub:
                 request_serializer=conveyor_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
                 response_deserializer=conveyor_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
                 _registered_method=True)
+        self.DecideStep = channel.unary_unary(
+                '/conveyor.v1.RunService/DecideStep',
+                request_serializer=conveyor_dot_v1_dot_run__service__pb2.DecideStepRequest.SerializeToString,
+                response_deserializer=conveyor_dot_v1_dot_run__service__pb2.DecideStepResponse.FromString,
+                _registered_method=True)
+        self.ListLocks = channel.unary_unary(
+                '/conveyor.v1.RunService/ListLocks',
+                request_serializer=conveyor_dot_v1_dot_run__service__pb2.ListLocksRequest.SerializeToString,
+                response_deserializer=conveyor_dot_v1_dot_run__service__pb2.ListLocksResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/conveyor.v1.RunService/DeleteRun',
                 request_serializer=conveyor_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
@@ -130,6 +140,20 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecideStep(self, request, context):
+        """Approves or rejects a gate that waits. The same decision by the same person again does nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLocks(self, request, context):
+        """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRun(self, request, context):
         """Deletes a finished run with its logs.
         """
@@ -174,6 +198,16 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.RetryRun,
                     request_deserializer=conveyor_dot_v1_dot_run__service__pb2.RetryRunRequest.FromString,
                     response_serializer=conveyor_dot_v1_dot_run__service__pb2.RetryRunResponse.SerializeToString,
+            ),
+            'DecideStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideStep,
+                    request_deserializer=conveyor_dot_v1_dot_run__service__pb2.DecideStepRequest.FromString,
+                    response_serializer=conveyor_dot_v1_dot_run__service__pb2.DecideStepResponse.SerializeToString,
+            ),
+            'ListLocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLocks,
+                    request_deserializer=conveyor_dot_v1_dot_run__service__pb2.ListLocksRequest.FromString,
+                    response_serializer=conveyor_dot_v1_dot_run__service__pb2.ListLocksResponse.SerializeToString,
             ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
@@ -371,6 +405,60 @@ class RunService:
             '/conveyor.v1.RunService/RetryRun',
             conveyor_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
             conveyor_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conveyor.v1.RunService/DecideStep',
+            conveyor_dot_v1_dot_run__service__pb2.DecideStepRequest.SerializeToString,
+            conveyor_dot_v1_dot_run__service__pb2.DecideStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conveyor.v1.RunService/ListLocks',
+            conveyor_dot_v1_dot_run__service__pb2.ListLocksRequest.SerializeToString,
+            conveyor_dot_v1_dot_run__service__pb2.ListLocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

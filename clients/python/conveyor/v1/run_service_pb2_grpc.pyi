@@ -47,6 +47,10 @@ class RunServiceStub:
     """Cancels a run: what waits ends at once, what runs is told to stop. Does nothing to one being cancelled."""
     RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]
     """Starts a new run that takes over the results of the steps that succeeded and runs the others again."""
+    DecideStep: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.DecideStepRequest, _run_service_pb2.DecideStepResponse]
+    """Approves or rejects a gate that waits. The same decision by the same person again does nothing."""
+    ListLocks: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListLocksRequest, _run_service_pb2.ListLocksResponse]
+    """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys."""
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]
     """Deletes a finished run with its logs."""
 
@@ -69,6 +73,10 @@ class RunServiceAsyncStub(RunServiceStub):
     """Cancels a run: what waits ends at once, what runs is told to stop. Does nothing to one being cancelled."""
     RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]  # type: ignore[assignment]
     """Starts a new run that takes over the results of the steps that succeeded and runs the others again."""
+    DecideStep: _aio.UnaryUnaryMultiCallable[_run_service_pb2.DecideStepRequest, _run_service_pb2.DecideStepResponse]  # type: ignore[assignment]
+    """Approves or rejects a gate that waits. The same decision by the same person again does nothing."""
+    ListLocks: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListLocksRequest, _run_service_pb2.ListLocksResponse]  # type: ignore[assignment]
+    """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys."""
     DeleteRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]  # type: ignore[assignment]
     """Deletes a finished run with its logs."""
 
@@ -130,6 +138,22 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.RetryRunResponse, _abc.Awaitable[_run_service_pb2.RetryRunResponse]]:
         """Starts a new run that takes over the results of the steps that succeeded and runs the others again."""
+
+    @_abc_1.abstractmethod
+    def DecideStep(
+        self,
+        request: _run_service_pb2.DecideStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.DecideStepResponse, _abc.Awaitable[_run_service_pb2.DecideStepResponse]]:
+        """Approves or rejects a gate that waits. The same decision by the same person again does nothing."""
+
+    @_abc_1.abstractmethod
+    def ListLocks(
+        self,
+        request: _run_service_pb2.ListLocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListLocksResponse, _abc.Awaitable[_run_service_pb2.ListLocksResponse]]:
+        """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys."""
 
     @_abc_1.abstractmethod
     def DeleteRun(
