@@ -177,6 +177,7 @@ async def test_a_broker_that_ends_while_work_waits_and_runs(belt: Belt, older: M
     await belt.until_step(runs[0], "t", "RUNNING")
     nats = belt.site.nats
     await asyncio.to_thread(nats.stop if how == "stop" else nats.kill)
+    await belt.until_broker_is_missed()
     late = await belt.start()
     await belt.until_step(late, "s", "QUEUED", reason="BROKER_UNAVAILABLE")
     held.released.set()

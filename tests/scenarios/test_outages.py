@@ -88,6 +88,7 @@ async def test_f62_a_run_that_starts_without_the_broker(belt: Belt) -> None:
     await belt.pipeline(step("a", "local"), step("b", "remote"))
     assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
     await asyncio.to_thread(belt.site.nats.stop)
+    await belt.until_broker_is_missed()
     try:
         run = await belt.start()
         waiting = await belt.until_step(run, "b", "QUEUED", reason="BROKER_UNAVAILABLE")

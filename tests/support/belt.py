@@ -171,6 +171,14 @@ class Belt:
 
         return await until(there, f"{step} to be {wanted} {reason}")
 
+    async def until_broker_is_missed(self) -> None:
+        """Wait until the server knows that its broker is away: what it published up to then may have gone out."""
+
+        async def missed() -> bool:
+            return not (await self.client.server_info()).broker_available
+
+        await until(missed, "the server to miss its broker")
+
     async def lines(self, run: Run, **filters: Any) -> list[str]:
         """The text of a run's log lines."""
         return [line.text async for line in self.client.logs.read(run.id, **filters)]
