@@ -203,7 +203,6 @@ _RESOURCE: Rules = (
     ("spec", checks.struct(limits.SPEC_BYTES)),
     ("params", checks.struct(limits.PARAMS_BYTES)),
     ("params", _params_without_pipeline),
-    ("on_change", checks.unsupported),
 )
 
 _NAMESPACE: Rules = (("namespace", checks.optional_name),)

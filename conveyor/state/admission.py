@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +39,23 @@ class Admission:
         self._launcher = launcher
         self.schemas = Schemas()
 
-    async def change(self, resource: resource_pb2.Resource, *, fresh: bool) -> Admitted:
-        """The run for a changed resource.
+    async def change(self, resource: resource_pb2.Resource, *, fresh: bool) -> tuple[Sequence[Guard], Admitted | None]:
+        """What must hold for a changed resource, and the run that the change starts, if it starts one.
 
         Raises errors.UnknownDefinition, errors.SchemaViolation, errors.UnknownPipeline, errors.DefinitionMismatch,
-        errors.TooManyWaitingRuns.
+        errors.TooManyWaitingRuns, errors.InvalidRequest when the parameters do not fit.
         """
         definition = await self._lookup.definition(resource.namespace, resource.definition, fresh=fresh)
         if definition is None:
             raise errors.UnknownDefinition(f"there is no resource definition {resource.definition}")
         await self.schemas.check_spec(definition.object, resource.spec, "resource.spec")
-        guard = Guard(keys.definition(resource.namespace, resource.definition), definition.mod_revision)
-        return await self.run(resource, resource.pipeline, resource.labels, [guard], fresh=fresh)
+        guards = [Guard(keys.definition(resource.namespace, resource.definition), definition.mod_revision)]
+        if resource.HasField("on_change") and not resource.on_change:
+            # It must be able to move all the same, whenever somebody starts a run.
+            await self._chosen(resource, resource.pipeline, guards, fresh=fresh)
+            return guards, None
+        admitted = await self.run(resource, resource.pipeline, resource.labels, guards, fresh=fresh)
+        return admitted.guards, admitted
 
     async def run(
         self,
@@ -69,6 +74,28 @@ class Admission:
         Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
         the parameters do not fit.
         """
+        chosen, values = await self._chosen(resource, pipeline, guards, fresh=fresh, params=params)
+        lane = await self._lane(resource, chosen)
+        prepared = self._launcher.prepare(
+            resource.namespace,
+            resource,
+            chosen,
+            labels=labels,
+            params=values,
+            waits=lane is not None and bool(lane.entries),
+        )
+        return _admit(prepared, guards, lane, chosen)
+
+    async def _chosen(
+        self,
+        resource: resource_pb2.Resource,
+        pipeline: str,
+        guards: list[Guard],
+        *,
+        fresh: bool,
+        params: Struct | None = None,
+    ) -> tuple[pipeline_pb2.Pipeline | None, Struct | None]:
+        """The pipeline, which takes the resource, and the values of its parameters; adds a guard for it."""
         chosen: pipeline_pb2.Pipeline | None = None
         if pipeline:
             found = await self._lookup.pipeline(resource.namespace, pipeline, fresh=fresh)
@@ -80,17 +107,7 @@ class Admission:
                     f"pipeline {pipeline} takes resources of {chosen.definition}, not of {resource.definition}"
                 )
             guards.append(Guard(keys.pipeline(resource.namespace, pipeline), found.mod_revision))
-        values = _params(resource, chosen, params)
-        lane = await self._lane(resource, chosen)
-        prepared = self._launcher.prepare(
-            resource.namespace,
-            resource,
-            chosen,
-            labels=labels,
-            params=values,
-            waits=lane is not None and bool(lane.entries),
-        )
-        return _admit(prepared, guards, lane, chosen)
+        return chosen, _params(resource, chosen, params)
 
     async def retry(
         self,

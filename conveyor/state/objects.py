@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic
@@ -188,12 +188,13 @@ class Objects:
         item.update_time.FromMicroseconds(now)
         value = kind.encode(item)
         generation = keys.generation(key, item.generation)
-        admitted = await self._admit(item, fresh=fresh)
-        guards = [] if slip is None else [slip.guard]
-        guards.append(Guard(key, 0 if current is None else current.mod_revision))
+        needed: Sequence[Guard]
+        needed, admitted = await self._admit(item, fresh=fresh)
+        guards = [Guard(key, 0 if current is None else current.mod_revision), *needed]
+        if slip is not None:
+            guards.insert(0, slip.guard)
         puts = [Put(key, value), Put(generation, value)]
         if admitted is not None:
-            guards.extend(admitted.guards)
             puts.extend(admitted.puts)
         if slip is not None:
             puts.append(slip.put(key, item.generation, "" if admitted is None else admitted.prepared.run_id))
@@ -221,8 +222,11 @@ class Objects:
             clash=(key, _taken(kind, key)) if create else None,
         )
 
-    async def _admit(self, item: Message, *, fresh: bool) -> Admitted | None:
-        return await self._admission.change(item, fresh=fresh) if isinstance(item, resource_pb2.Resource) else None
+    async def _admit(self, item: Message, *, fresh: bool) -> tuple[Sequence[Guard], Admitted | None]:
+        """What must hold for the object, and the run that it starts."""
+        return (
+            await self._admission.change(item, fresh=fresh) if isinstance(item, resource_pb2.Resource) else ((), None)
+        )
 
     async def _again(self, kind: Kind[M], namespace: str, before: Remembered) -> Written[M]:
         """The answer to a request that had its effect before."""

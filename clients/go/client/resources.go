@@ -9,21 +9,22 @@ import (
 	conveyorv1 "github.com/conveyor-ci/conveyor/clients/go/conveyor/v1"
 )
 
-// CreateResource creates a resource, which starts a run that the answer has.
+// CreateResource creates a resource, which starts a run that the answer has, unless its on_change is false.
 func (c *Client) CreateResource(
 	ctx context.Context, request *conveyorv1.CreateResourceRequest, opts ...grpc.CallOption,
 ) (*conveyorv1.CreateResourceResponse, error) {
 	return call(ctx, c, c.resources.CreateResource, request, opts)
 }
 
-// UpdateResource replaces a resource, which starts a run that the answer has.
+// UpdateResource replaces a resource, which starts a run that the answer has, unless its on_change is false.
 func (c *Client) UpdateResource(
 	ctx context.Context, request *conveyorv1.UpdateResourceRequest, opts ...grpc.CallOption,
 ) (*conveyorv1.UpdateResourceResponse, error) {
 	return call(ctx, c, c.resources.UpdateResource, request, opts)
 }
 
-// ApplyResource creates a resource, or replaces it when it differs; either starts a run. The answer says what was done.
+// ApplyResource creates a resource, or replaces it when it differs; either starts a run, unless its on_change is false.
+// The answer says what was done.
 func (c *Client) ApplyResource(
 	ctx context.Context, request *conveyorv1.ApplyResourceRequest, opts ...grpc.CallOption,
 ) (*conveyorv1.ApplyResourceResponse, error) {

@@ -46,14 +46,15 @@ type Resource struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// The ResourceDefinition that the spec must satisfy.
 	Definition string `protobuf:"bytes,10,opt,name=definition,proto3" json:"definition,omitempty"`
-	// The pipeline that it moves on at each change. Empty: it goes to all drivers of its definition at once, unordered.
+	// The pipeline that it moves on. Empty: it goes to all drivers of its definition at once, unordered.
 	Pipeline string `protobuf:"bytes,11,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
 	// Free-form values that satisfy the definition's schema. At most 256 KiB as JSON and 32 levels deep; no integers
 	// that an IEEE double cannot hold.
 	Spec *structpb.Struct `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Values for the parameters of its pipeline, unless a run on another one is started. At most 64 KiB as JSON.
 	Params *structpb.Struct `protobuf:"bytes,13,opt,name=params,proto3" json:"params,omitempty"`
-	// Whether each change of it starts a run. Unset means true.
+	// Whether each change of it starts a run. Unset means true. With false it is checked and stored like any other, and
+	// moves when a run is started by StartRun or by a schedule.
 	OnChange      *bool `protobuf:"varint,14,opt,name=on_change,json=onChange,proto3,oneof" json:"on_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

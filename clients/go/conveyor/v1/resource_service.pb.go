@@ -100,7 +100,7 @@ type CreateResourceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is stored.
 	Resource *Resource `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The run that the change started. Unset when there was no change.
+	// The run that the change started. Unset when there was no change, or when on_change says that it starts none.
 	Run           *Run `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -622,7 +622,7 @@ type UpdateResourceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is stored.
 	Resource *Resource `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The run that the change started. Unset when there was no change.
+	// The run that the change started. Unset when there was no change, or when on_change says that it starts none.
 	Run           *Run `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -751,7 +751,7 @@ type ApplyResourceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is stored.
 	Resource *Resource `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The run that the change started. Unset when there was no change.
+	// The run that the change started. Unset when there was no change, or when on_change says that it starts none.
 	Run *Run `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
 	// What was done.
 	Outcome       ApplyOutcome `protobuf:"varint,3,opt,name=outcome,proto3,enum=conveyor.v1.ApplyOutcome" json:"outcome,omitempty"`

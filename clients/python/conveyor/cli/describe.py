@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
+from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
 from conveyor.cli.tables import STEPS, UNKNOWN, labels, step_row
 from conveyor.cli.terminal import harmless, one_line
@@ -148,6 +149,7 @@ def _resource(resource: Resource, at: datetime) -> str:
         [
             ("Resource", f"{resource.definition}/{resource.name}"),
             ("Pipeline", resource.pipeline),
+            ("On change", "starts no run" if starts_no_run(resource) else ""),
             *_common(resource, at),
         ]
     )

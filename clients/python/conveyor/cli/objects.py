@@ -16,6 +16,7 @@ from conveyor.sdk import Client
 from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 
 _PAGE = 1000
@@ -89,6 +90,11 @@ async def send(client: Client, thing: Object, *, validate_only: bool) -> Sent:
     if isinstance(thing, Pipeline):
         return Sent(*await client.pipelines.apply(thing, validate_only=validate_only))
     return Sent(*await client.resources.apply(thing, validate_only=validate_only))
+
+
+def starts_no_run(thing: Object) -> bool:
+    """Whether it is a resource that says that its changes start no run."""
+    return isinstance(thing, Resource) and thing.HasField("on_change") and not thing.on_change
 
 
 async def remove(client: Client, which: Ref) -> Message:

@@ -29,7 +29,7 @@ class AppliedResource(NamedTuple):
     outcome: ApplyOutcome.ValueType
     """APPLY_OUTCOME_CREATED, _CHANGED or _UNCHANGED."""
     run: Run | None
-    """The run that it started. None when nothing changed."""
+    """The run that it started. None when nothing changed, or when its `on_change` is false."""
 
 
 class Submitted(NamedTuple):
@@ -38,7 +38,7 @@ class Submitted(NamedTuple):
     resource: Resource
     """The resource as it is now."""
     run: Run | None
-    """The run that it started. None when nothing changed, or with validate_only."""
+    """The run that it started. None when nothing changed, with validate_only, or when its `on_change` is false."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,9 +74,11 @@ class Resource(_message.Message):
     definition: _builtins.str
     """The ResourceDefinition that the spec must satisfy."""
     pipeline: _builtins.str
-    """The pipeline that it moves on at each change. Empty: it goes to all drivers of its definition at once, unordered."""
+    """The pipeline that it moves on. Empty: it goes to all drivers of its definition at once, unordered."""
     on_change: _builtins.bool
-    """Whether each change of it starts a run. Unset means true."""
+    """Whether each change of it starts a run. Unset means true. With false it is checked and stored like any other, and
+    moves when a run is started by StartRun or by a schedule.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Keys and values for the user's own selections, copied to its runs. At most 64; keys at most 128 bytes, values at

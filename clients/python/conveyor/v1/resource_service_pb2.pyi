@@ -73,7 +73,7 @@ class CreateResourceResponse(_message.Message):
 
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """The run that the change started. Unset when there was no change."""
+        """The run that the change started. Unset when there was no change, or when on_change says that it starts none."""
 
     def __init__(
         self,
@@ -353,7 +353,7 @@ class UpdateResourceResponse(_message.Message):
 
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """The run that the change started. Unset when there was no change."""
+        """The run that the change started. Unset when there was no change, or when on_change says that it starts none."""
 
     def __init__(
         self,
@@ -424,7 +424,7 @@ class ApplyResourceResponse(_message.Message):
 
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """The run that the change started. Unset when there was no change."""
+        """The run that the change started. Unset when there was no change, or when on_change says that it starts none."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from conveyor.cli.commands.files import file_options, prune_options, read, selec
 from conveyor.cli.dry_run import DryRun, Unchecked
 from conveyor.cli.failures import Ended
 from conveyor.cli.manifest import Manifest
-from conveyor.cli.objects import Clients, Sent, remove_unchanged, send
+from conveyor.cli.objects import Clients, Sent, remove_unchanged, send, starts_no_run
 from conveyor.cli.options import command, settings
 from conveyor.cli.prune import Leftover, check_labels, leftovers
 from conveyor.cli.session import run
@@ -105,7 +105,9 @@ def _tell(results: batch.Results, manifest: Manifest, sent: Sent, dry_run: bool)
     if sent.run is not None and sent.run.id and not dry_run:
         value["run"] = sent.run.id
         extra = f", run {sent.run.id} started"
+    elif starts_no_run(sent.object) and sent.outcome != ApplyOutcome.APPLY_OUTCOME_UNCHANGED:
+        extra = ", no run: on_change is false"
     if dry_run:
         value["dryRun"] = True
-        extra = " (dry run)"
+        extra += " (dry run)"
     results.add(manifest.label, word.lower(), value, extra=extra)

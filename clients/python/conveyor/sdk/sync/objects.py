@@ -118,7 +118,9 @@ class Resources(_Objects[Resource]):
     _stub = resource_service_pb2_grpc.ResourceServiceStub
 
     def create(self, obj: Resource, *, request_id: str = "", validate_only: bool = False) -> Submitted:
-        """Create it, which starts a run. AlreadyExists when there is one of that definition and name.
+        """Create it, which starts a run unless its `on_change` is false.
+
+        AlreadyExists when there is one of that definition and name.
 
         `request_id` defaults to a new UUID; give the same one again to repeat a call whose answer was lost.
         `validate_only` checks everything and stores nothing.
@@ -142,11 +144,14 @@ class Resources(_Objects[Resource]):
         return self._pages("Generations", definition=definition, name=name, page_size=page_size)
 
     def update(self, obj: Resource, *, request_id: str = "", validate_only: bool = False) -> Submitted:
-        """Replace it, which starts a run. NotFound when there is none; Aborted when `obj.etag` is not current."""
+        """Replace it, which starts a run unless its `on_change` is false.
+
+        NotFound when there is none; Aborted when `obj.etag` is set and not the current one.
+        """
         return _submitted(self._write("Update", obj, request_id, validate_only))
 
     def apply(self, obj: Resource, *, request_id: str = "", validate_only: bool = False) -> AppliedResource:
-        """Create it, or replace it when it differs; either starts a run."""
+        """Create it, or replace it when it differs; either starts a run unless its `on_change` is false."""
         answer = self._write("Apply", obj, request_id, validate_only)
         return AppliedResource(answer.resource, answer.outcome, _run(answer))
 
