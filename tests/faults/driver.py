@@ -38,7 +38,7 @@ class Actor:
         token = short(job.assignment.token)
         lines = int(act.get("lines", 0))
         inputs = {step: each.state for step, each in job.results.items()}
-        self._note("began", job, token=token, inputs=inputs, lines=lines)
+        self._note("began", job, token=token, inputs=inputs, lines=lines, params=job.params)
         for number in range(1, lines + 1):
             job.log("%s %s", token, number)
         try:

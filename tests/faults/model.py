@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from conveyor.v1.pipeline_pb2 import FailurePolicy, Order, Pipeline, Step, TriggerRule
+from tests.faults.conditions import Condition
 
 LOSSES = 3
 """How often a step may lose its worker and be tried again."""
@@ -42,6 +43,8 @@ class Model:
     fail_fast: bool
     timed: bool
     acts: Mapping[str, list[dict[str, Any]]]
+    conditions: Mapping[str, Condition]
+    given: Mapping[str, Mapping[str, str]]
 
     def main(self) -> list[ModelStep]:
         """All but the finally steps."""
@@ -82,11 +85,14 @@ def model(pipeline: Pipeline) -> Model:
         steps[step.id] = _step(step, tuple(before), last=False)
     for step in pipeline.finally_steps:
         steps[step.id] = _step(step, (), last=True)
+    context = MessageToDict(pipeline.context)
     return Model(
         steps,
         fail_fast=pipeline.failure_policy != FailurePolicy.FAILURE_POLICY_CONTINUE,
         timed=pipeline.HasField("timeout") or bool(pipeline.finally_steps),
-        acts=MessageToDict(pipeline.context).get("acts", {}),
+        acts=context.get("acts", {}),
+        conditions=context.get("conditions", {}),
+        given=context.get("given", {}),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from conveyor.v1.run_pb2 import Attempt, Run, RunReason, StepReason, StepRun
+from tests.faults.conditions import expected, holds
 from tests.faults.history import ENDED, Event, History, Violation, run_state, step_state
 from tests.faults.model import LOSSES, Model, ModelStep, model
 
@@ -60,7 +61,7 @@ class _Case:
             texts.append(self._cleaned_up(step) if step.last else self._judged(step))
             if self.stored[name].attempts or any(self._events(name, "began")):
                 texts += [self._was_due(step), self._inputs(step)]
-            texts.append(self._explained(step))
+            texts += [self._explained(step), self._conditional(step)]
         for each in texts:
             yield from (Violation(3, self.run.id, text) for text in each)
 
@@ -115,11 +116,41 @@ class _Case:
     def _cleaned_up(self, step: ModelStep) -> Iterator[str]:
         """A finally step runs after any end of a run that began, unless somebody had no patience with that."""
         forced = any(event.get("force") for event in self.history.about(self.run.id))
-        if self.ended[step.name] == "SKIPPED" and self.run.HasField("start_time") and not forced:
+        conditional = _reason(self.stored[step.name]) == "CONDITION_FALSE"
+        if self.ended[step.name] == "SKIPPED" and not conditional and self.run.HasField("start_time") and not forced:
             yield f"the finally step {step.name} was skipped ({_reason(self.stored[step.name])})"
 
     def _needs(self, step: ModelStep) -> str:
         return str({need: self.ended[need] for need in step.needs})
+
+    def _conditional(self, step: ModelStep) -> Iterator[str]:
+        """It ran if its condition is true, was skipped if not, and failed if that refers to what is not there."""
+        stored, state, reason = self.stored[step.name], self.ended[step.name], _reason(self.stored[step.name])
+        condition = self.model.conditions.get(step.name)
+        held = True if condition is None else holds(condition, self.n, self.ended, self.said)
+        if reason == "CONDITION_FALSE" and held is not False:
+            yield f"{step.name} was skipped although its condition {condition} comes to {held}"
+        if reason == "INPUT_MISSING" and held is not None:
+            yield f"{step.name} failed ({stored.message}) although its condition {condition} comes to {held}"
+        if reason in ("INPUT_INVALID", "INPUT_TOO_LARGE"):
+            yield f"{step.name} failed by its expressions: {stored.message}"
+        if stored.attempts and not stored.inherited and held is not True:
+            yield f"{step.name} is {state} and ran although its condition {condition} comes to {held}"
+        given = expected(self.model.given.get(step.name, {}), self.n, self.ended)
+        for event in self._events(step.name, "began"):
+            if event["params"] != given:
+                yield f"{step.name} was given {event['params']}; it should have been {given}"
+
+    @cached_property
+    def n(self) -> float:
+        """The run's parameter."""
+        return self.run.params.fields["n"].number_value
+
+    @cached_property
+    def said(self) -> dict[str, float]:
+        """Which attempt each step said that it was, if it said anything."""
+        data = {step.step: step.result.data.fields for step in self.run.steps}
+        return {name: fields["attempt"].number_value for name, fields in data.items() if "attempt" in fields}
 
     def _was_due(self, step: ModelStep) -> Iterator[str]:
         """It began after all that it waits for had ended."""

@@ -8,7 +8,18 @@ from random import Random
 from typing import Any
 
 from conveyor.sdk import to_struct
-from conveyor.v1.pipeline_pb2 import ConcurrencyPolicy, FailurePolicy, Order, Pipeline, RetryPolicy, Step, TriggerRule
+from conveyor.v1.pipeline_pb2 import (
+    ConcurrencyPolicy,
+    FailurePolicy,
+    Order,
+    Param,
+    ParamType,
+    Pipeline,
+    RetryPolicy,
+    Step,
+    TriggerRule,
+)
+from tests.faults.conditions import random_condition, random_given, write
 
 _RULES = [
     *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
@@ -53,8 +64,30 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
         made.timeout.FromTimedelta(timedelta(seconds=rng.randint(2, 6)))
     made.finally_timeout.FromTimedelta(timedelta(seconds=rng.choice([3, 20, 20])))
     made.concurrency.policy = rng.choice(_POLICIES)
-    made.context.CopyFrom(to_struct({"acts": acts}))
+    made.params.append(Param(name="n", type=ParamType.PARAM_TYPE_NUMBER, default={"number_value": 5}))
+    made.context.CopyFrom(to_struct({"acts": acts, **_add_expressions(rng, made)}))
     return made
+
+
+def _add_expressions(rng: Random, made: Pipeline) -> dict[str, dict[str, Any]]:
+    """Give some steps conditions and params; returns what they are, by step."""
+    conditions: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    before: dict[str, set[str]] = {}
+    for step in (*made.steps, *made.finally_steps):
+        if step.id.startswith("f"):
+            before[step.id] = {each.id for each in made.steps}
+        elif made.order == Order.ORDER_GRAPH:
+            before[step.id] = {each for need in step.needs for each in (need, *before[need])}
+        else:
+            before[step.id] = set(before)
+        earlier = sorted(before[step.id])
+        if rng.random() < 0.2:
+            conditions[step.id] = random_condition(rng, earlier)
+        if rng.random() < 0.25:
+            given[step.id] = random_given(rng, earlier)
+        write(step, conditions.get(step.id), given.get(step.id, {}))
+    return {"conditions": conditions, "given": given}
 
 
 def _random_step(rng: Random, name: str, drivers: Mapping[str, bool]) -> tuple[Step, Acts]:

@@ -63,11 +63,11 @@ def _history() -> History:
             "what": "start",
             **_saw(3, "RUNNING", "RUNNING", "PENDING", update=1),
         },
-        _driver("began", "a", inputs={}, lines=2),
+        _driver("began", "a", inputs={}, lines=2, params={}),
         _saw(3, "RUNNING", "RUNNING", "PENDING", update=10 * second),
         _driver("answered", "a", answer="ok"),
         _driver("acked", "a", disposition="ACCEPTED"),
-        _driver("began", "b", inputs={"a": "SUCCEEDED"}, lines=0),
+        _driver("began", "b", inputs={"a": "SUCCEEDED"}, lines=0, params={}),
         _saw(5, "RUNNING", "SUCCEEDED", "RUNNING", update=20 * second),
         _driver("answered", "b", answer="ok"),
         _driver("acked", "b", disposition="ACCEPTED"),
@@ -179,6 +179,31 @@ def _nobody_answered(history: History) -> None:
 
 def _wrong_input(history: History) -> None:
     _event(history, "began", 1)["inputs"] = {"a": "FAILED"}
+
+
+def _with_condition(history: History, **condition: object) -> None:
+    pipeline = history.runs["r"].pipeline_snapshot
+    pipeline.context.CopyFrom(to_struct({"conditions": {"b": {"step": "a", **condition}}}))
+
+
+def _ran_although_false(history: History) -> None:
+    _with_condition(history, kind="state", of=["FAILED"])
+
+
+def _ran_although_missing(history: History) -> None:
+    _with_condition(history, kind="data", below=2)
+    history.runs["r"].steps[0].result.Clear()
+
+
+def _skipped_although_true(history: History) -> None:
+    _with_condition(history, kind="perhaps", below=2)
+    step = history.runs["r"].steps[1]
+    step.Clear()
+    step.MergeFrom(StepRun(step="b", state=_SKIPPED, reason=StepReason.STEP_REASON_CONDITION_FALSE))
+
+
+def _wrong_params(history: History) -> None:
+    history.runs["r"].pipeline_snapshot.context.CopyFrom(to_struct({"given": {"b": {"k0": "a"}}}))
 
 
 def _overlapping(history: History) -> None:
@@ -311,6 +336,10 @@ def _descriptors(history: History) -> None:
         (3, _nobody_answered),
         (3, _answer_of_another),
         (3, _wrong_input),
+        (3, _ran_although_false),
+        (3, _ran_although_missing),
+        (3, _skipped_although_true),
+        (3, _wrong_params),
         (3, _overlapping),
         (3, _not_replaced),
         (4, _counted_twice),

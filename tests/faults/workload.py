@@ -23,6 +23,7 @@ from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
+from tests.faults.conditions import MOST
 from tests.faults.history import REQUEST, Recorder, seen, step_state
 from tests.faults.pipelines import random_pipeline
 from tests.faults.watcher import RawWatcher
@@ -113,6 +114,7 @@ def _detailed(
             "request": request,
             "pipeline": rng.choice(pipelines).name,
             "resource": rng.choice(resources).name,
+            "n": rng.choice([None, rng.randint(0, MOST)]),
             "again": rng.random() < 0.2,
         }
     elif op.kind == "create":
@@ -181,9 +183,11 @@ class Workload:
     async def _start(self, number: int, op: Op, client: Client) -> None:
         request, pipeline, resource = (op.arguments[name] for name in ("request", "pipeline", "resource"))
 
+        params = None if op.arguments["n"] is None else {"n": op.arguments["n"]}
+
         async def start() -> Run:
             labels = {REQUEST: request}
-            return await client.runs.start("app", resource, pipeline, labels=labels, request_id=request)
+            return await client.runs.start("app", resource, pipeline, params, labels=labels, request_id=request)
 
         for _ in range(2 if op.arguments["again"] else 1):
             run = await self._insist("start", start, request=request, pipeline=pipeline)
