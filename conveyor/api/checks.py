@@ -132,13 +132,16 @@ def text(most: int) -> Check:
     return check
 
 
-def required_text(most: int) -> Check:
-    """Text of 1 to so many bytes."""
+def one_line(most: int) -> Check:
+    """Text of 1 to so many bytes that people can tell from others by its looks."""
     bounded = text(most)
 
     def check(problems: Problems, path: str, message: Any, key: str) -> None:
-        if not getattr(message, key).strip():
+        given: str = getattr(message, key)
+        if not given.strip():
             problems.add(path, "is missing")
+        elif given != given.strip() or not given.isprintable():
+            problems.add(path, "must be one line of printable text, without white space at its ends")
         bounded(problems, path, message, key)
 
     return check

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from conveyor.api.decisions import Decisions, finished
 from conveyor.api.object_calls import request_slip
 from conveyor.api.paging import open_page
 from conveyor.api.ports import Engine, Hub, Logs, Waits, closing
@@ -17,7 +18,6 @@ from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND, micros
 from conveyor.logs.errors import LogsUnavailable
 from conveyor.state.repositories import Repositories
-from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run, etag, full_run
 from conveyor.store.port import Conflict
 from conveyor.v1 import run_pb2, run_service_pb2_grpc
@@ -45,6 +45,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         self._hub = hub
         self._logs = logs
         self._waits = waits
+        self._decisions = Decisions(repositories, engine)
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         request.namespace = namespace = await validate(request)
@@ -107,7 +108,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         # One that was noted before may have ended by itself before anything came of that.
         carried_out = decision.dirty or (repeated and run.head.cancel_deadline)
         if run.state.terminal and not carried_out:
-            raise _finished(run)
+            raise finished(run)
         return pb.CancelRunResponse(run=basic_run(run.head, run.revision))
 
     async def RetryRun(self, request: pb.RetryRunRequest, context: Any) -> pb.RetryRunResponse:
@@ -117,8 +118,9 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         return pb.RetryRunResponse(run=run)
 
     async def DecideStep(self, request: pb.DecideStepRequest, context: Any) -> pb.DecideStepResponse:
-        await validate(request)
-        raise errors.NotFound(f"run {request.id} has no gate {request.step}")
+        request.namespace = namespace = await validate(request)
+        slip = await request_slip(self._repositories, namespace, request)
+        return pb.DecideStepResponse(step=await self._decisions.decide(namespace, request, slip))
 
     async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
         await validate(request)
@@ -155,10 +157,5 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
             return True
         run = await self._engine.run(namespace, request.id)
         if run.state.terminal:
-            raise _finished(run)
+            raise finished(run)
         return not await self._repositories.requests.note(slip, run=request.id)
-
-
-def _finished(run: StoredRun) -> errors.RunFinished:
-    state = run_pb2.RunState.Name(run.head.state).removeprefix("RUN_STATE_")
-    return errors.RunFinished(f"run {run.head.id} has ended already, {state}")

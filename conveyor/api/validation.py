@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from conveyor.api import checks
+from conveyor.api import actions, checks
 from conveyor.api.checks import DAY, SECOND, Check, Problems
 from conveyor.core import limits
 from conveyor.core.graph_check import check_graph
@@ -83,6 +83,11 @@ def _retry(problems: Problems, path: str, step: Any, key: str) -> None:
     shorter = (longest.seconds, longest.nanos) < (first.seconds, first.nanos)
     if retry.HasField("initial_backoff") and retry.HasField("max_backoff") and shorter:
         problems.add(f"{path}.max_backoff", "must not be shorter than initial_backoff")
+
+
+def _gate(problems: Problems, path: str, step: Any, key: str) -> None:
+    if step.HasField(key):
+        _apply(actions.GATE, problems, path, step.gate)
 
 
 def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
@@ -163,13 +168,13 @@ _RETRY: Rules = (
 )
 _STEP: Rules = (
     ("id", checks.name),
-    ("driver", checks.name),
+    ("driver", actions.action),
     ("timeout", checks.duration(SECOND // 10, 366 * DAY)),
     ("queue_timeout", checks.duration(SECOND // 10, 366 * DAY)),
     ("retry", _retry),
     ("params", checks.struct(None)),
     ("matrix", checks.unsupported),
-    ("gate", checks.unsupported),
+    ("gate", _gate),
     ("runs", checks.unsupported),
     ("worker_selector", checks.unsupported),
     ("lock", checks.unsupported),
@@ -278,7 +283,7 @@ RULES: dict[type[Message], Rules] = {
         *_RUN,
         ("step", checks.step_id),
         ("decision", checks.chosen),
-        ("by", checks.required_text(limits.DECIDED_BY_BYTES)),
+        ("by", checks.one_line(limits.DECIDED_BY_BYTES)),
         ("comment", checks.text(limits.DECISION_COMMENT_BYTES)),
         *_REQUEST_ID,
     ),

@@ -125,14 +125,15 @@ def _metadata(assignment: worker_pb2.Assignment, steps: Sequence[str]) -> dict[s
     for step, result in results:
         data = values.from_struct(result.data) if result.HasField("data") else None
         state = run_pb2.StepState.Name(result.state).removeprefix("STEP_STATE_")
-        metadata[RESULTS_PREFIX + result.driver] = values.dumps(
-            {
-                "success": result.state == run_pb2.STEP_STATE_SUCCEEDED,
-                "message": result.message,
-                "data": data,
-                "driver": result.driver,
-            }
-        )
+        if result.driver:
+            metadata[RESULTS_PREFIX + result.driver] = values.dumps(
+                {
+                    "success": result.state == run_pb2.STEP_STATE_SUCCEEDED,
+                    "message": result.message,
+                    "data": data,
+                    "driver": result.driver,
+                }
+            )
         full[step] = {"state": state, "driver": result.driver, "message": result.message, "data": data}
     for key, value in context.items():
         # Older drivers read the context right here; it never hides what is reserved.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conveyor.core.draft import Draft
+from conveyor.core.gates import decide_in_time
 from conveyor.core.plan import SECOND
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
@@ -84,6 +85,8 @@ def step_due(draft: Draft, index: int) -> None:
     elif draft.plan.broadcast and record.transport != run_pb2.TRANSPORT_GRPC:
         message = "the driver did not answer the broadcast"
         draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_NOT_REPORTED, message)
+    elif step.gate is not None:
+        decide_in_time(draft, index)
     elif state == run_pb2.STEP_STATE_QUEUED:
         said = f" ({record.message})" if record.message else ""
         message = f"no worker took it within {step.queue_timeout / SECOND:g} s{said}"

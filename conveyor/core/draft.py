@@ -143,9 +143,11 @@ class Draft:
         return self.inputs.judge(index, Seen(self.head, self.states, self.reasons, self._steps))
 
     def admit(self, index: int, verdict: Verdict) -> None:
-        """Do what its expressions make of a step that never was queued: it waits for a worker, is skipped, or fails."""
+        """Do what its expressions make of a step that never was queued: it waits, is skipped, or fails."""
         if not verdict.reason:
             self.queue(index)
+            if verdict.message:
+                self.edit(index).message = verdict.message
             if verdict.params:
                 self.edit(index).params = verdict.params
                 self.bytes_taken += len(verdict.params)
@@ -162,7 +164,7 @@ class Draft:
         """Make a step ready for a worker: its first attempt, its next one, or the same one again."""
         step = self.plan.steps[index]
         if self._steps[index] is None:
-            record = storage_pb2.StepRecord(step=step.id, attempt=1, queue_time=self.stamp)
+            record = storage_pb2.StepRecord(step=step.id, attempt=0 if step.gate else 1, queue_time=self.stamp)
             self._steps[index] = record
             self.changed.add(index)
         else:
@@ -182,6 +184,10 @@ class Draft:
             record.next_time = self.now + step.queue_timeout if step.queue_timeout else 0
         if record.next_time:
             self.timers.append(record.next_time)
+        if step.gate is not None:
+            record.message = step.gate.message
+            self.set_state(index, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_REASON_AWAITING_DECISION)
+            return
         self.set_state(index, run_pb2.STEP_STATE_QUEUED)
         if step.driver:
             self.ready.append(index)

@@ -14,8 +14,8 @@ from conveyor.v1 import run_pb2
 class Verdict:
     """What becomes of a step that its trigger rule lets run.
 
-    Without a `reason` it runs, and its driver gets `params`, a serialized Struct, if there is any in it. With
-    CONDITION_FALSE it is skipped, with any other one it fails before a driver sees it.
+    Without a `reason` it runs: its driver gets `params`, a serialized Struct, if there is any in it; if it is a gate,
+    it asks `message`. With CONDITION_FALSE it is skipped, with any other one it fails before a driver sees it.
     """
 
     reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED

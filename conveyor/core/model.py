@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from conveyor.core.inputs import StepInputs
 from conveyor.core.plan import Plan
 from conveyor.storage.v1 import storage_pb2
-from conveyor.v1 import result_pb2, run_pb2
+from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 
 TERMINAL_RUN = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
 TERMINAL_STEP = frozenset(
@@ -97,8 +97,13 @@ def new_run(
     head.deadline = head.create_time + plan.timeout
     # The clock may have been set back since the steps that are taken over ended.
     head.update_time = max(head.create_time, *(record.end_time for record in kept), 0)
-    head.result_bytes = sum(len(record.result.data) for record in kept)
+    head.result_bytes = sum(map(result_bytes, kept))
     return RunState.of(plan, head, kept, inputs)
+
+
+def result_bytes(record: storage_pb2.StepRecord) -> int:
+    """What a step has of the bytes that the results of its run may take: a gate's decisions are among them."""
+    return len(record.result.data) + sum(made.ByteSize() for made in record.decisions)
 
 
 def keep_waiting(state: RunState) -> None:
@@ -292,6 +297,16 @@ class InputRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDecided:
+    """Somebody approves or rejects a gate."""
+
+    index: int
+    decision: pipeline_pb2.Decision.ValueType
+    by: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed: deadlines, back-offs and bounds that are due take effect."""
 
@@ -309,6 +324,7 @@ Event = (
     | ResultReceived
     | CancelRequested
     | InputRefused
+    | StepDecided
     | Tick
 )
 

@@ -49,12 +49,21 @@ _DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 @dataclass(frozen=True, slots=True)
+class GatePlan:
+    """How many must approve, what is decided when time has passed, and what is asked unless expressions make it."""
+
+    approvals: int
+    default: pipeline_pb2.Decision.ValueType
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
-    A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. `judged`: it has
-    expressions, which decide whether it runs and with which params; those of one whose params have none are `params`,
-    a serialized Struct.
+    A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a gate is
+    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs and with which params; those of one
+    whose params have none are `params`, a serialized Struct.
     """
 
     index: int
@@ -70,6 +79,7 @@ class PlanStep:
     retry: RetryPlan
     judged: bool = False
     params: bytes = b""
+    gate: GatePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,19 @@ def _retry_plan(step: pipeline_pb2.Step) -> RetryPlan:
         multiplier=retry.multiplier if retry.HasField("multiplier") else DEFAULT_MULTIPLIER,
         jitter=retry.jitter if retry.HasField("jitter") else DEFAULT_JITTER,
     )
+
+
+def _gate_plan(step: pipeline_pb2.Step) -> GatePlan | None:
+    if not step.HasField("gate"):
+        return None
+    gate = step.gate
+    return GatePlan(max(1, gate.approvals), gate.default_decision or pipeline_pb2.DECISION_REJECTED, gate.message)
+
+
+def _queue_timeout(step: pipeline_pb2.Step) -> int:
+    if step.HasField("gate"):
+        return micros(step.gate.timeout) if step.gate.HasField("timeout") else 0
+    return micros(step.queue_timeout) if step.HasField("queue_timeout") else 0
 
 
 def _ancestor_masks(needs: Sequence[tuple[int, ...]], dependents: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -179,10 +202,11 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             allow_failure=step.allow_failure,
             is_finally=i >= main,
             timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
-            queue_timeout=micros(step.queue_timeout) if step.HasField("queue_timeout") else 0,
+            queue_timeout=_queue_timeout(step),
             retry=_retry_plan(step),
-            judged=bool(step.when) or params[i][0],
+            judged=bool(step.when) or params[i][0] or EXPRESSION_MARK.decode() in step.gate.message,
             params=params[i][1],
+            gate=_gate_plan(step),
         )
         for i, step in enumerate(sources)
     )

@@ -20,8 +20,9 @@ def on_result(state: RunState, event: ResultReceived, now: int, jitter: float) -
     if index < 0:
         return _answer(state, result_pb2.DISPOSITION_NOT_FOUND, f"the run has no step {event.step}")
     driver = state.plan.steps[index].driver
-    if event.driver != driver:
-        message = f"step {event.step} belongs to driver {driver}, not to {event.driver}"
+    if event.driver != driver or not driver:
+        owner = f"belongs to driver {driver}, not to {event.driver}" if driver else "is no driver's work"
+        message = f"step {event.step} {owner}"
         return _answer(state, result_pb2.DISPOSITION_INVALID, message)
     record = state.steps[index]
     if record is not None and _is_out(record) and (event.attempt, event.token) == (record.attempt, record.token):

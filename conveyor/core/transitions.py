@@ -8,6 +8,7 @@ from typing import Any
 from conveyor.core import limits
 from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, MAX_RECORD_BYTES, Draft, withdrawal
+from conveyor.core.gates import Standing, decide, standing
 from conveyor.core.model import (
     OVERDUE,
     TERMINAL_STEP,
@@ -21,6 +22,7 @@ from conveyor.core.model import (
     ResultReceived,
     RunCreated,
     RunState,
+    StepDecided,
     Tick,
     TicketDelivered,
     TicketSent,
@@ -194,6 +196,15 @@ def _on_input_refused(state: RunState, event: InputRefused, now: int, jitter: fl
     return draft.decide()
 
 
+def _on_decided(state: RunState, event: StepDecided, now: int, jitter: float) -> Decision:
+    if standing(state, event.index, event.decision, event.by) is not Standing.OPEN:
+        return Decision(state)
+    draft = Draft(state, now, jitter)
+    decide(draft, event.index, event.decision, event.by, event.comment)
+    settle(draft)
+    return draft.decide()
+
+
 # What workers and the broker do besides answering
 
 
@@ -299,6 +310,7 @@ _HANDLERS: dict[type, Callable[[RunState, Any, int, float], Decision]] = {
     ResultReceived: on_result,
     CancelRequested: _on_cancel,
     InputRefused: _on_input_refused,
+    StepDecided: _on_decided,
     Tick: _on_continue,
 }
 

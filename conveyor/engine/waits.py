@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conveyor.core.gates import missing
 from conveyor.core.model import TERMINAL_STEP, waits_for_runs
 from conveyor.engine.loop import Engine
 from conveyor.state.lanes import lane_key
 from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
-from conveyor.state.views import seen_workers, timestamp
+from conveyor.state.views import seen_workers, set_queue_wait, timestamp
 from conveyor.v1 import run_pb2
 
 _NEEDS_NAMED = 20
@@ -40,11 +41,11 @@ class Waits:
             elif record is not None and step.state == run_pb2.STEP_STATE_RUNNING and record.cancel_sent:
                 _set_until(step.wait, run.head.cancel_deadline)
             elif record is not None and step.state == run_pb2.STEP_STATE_QUEUED:
-                since = timestamp(record.ready_time)
-                if since is not None:
-                    step.wait.since.CopyFrom(since)
-                _set_until(step.wait, record.next_time)
-                if not record.token:
+                set_queue_wait(step.wait, record)
+                gate = run.state.plan.steps[index].gate
+                if gate is not None:
+                    step.wait.approvals = missing(gate, record)
+                elif not record.token:
                     queued.setdefault(step.driver, []).append(index)
         for driver, indexes in queued.items():
             await self._row(run, driver, [(index, steps[index].wait) for index in indexes])

@@ -21,7 +21,7 @@ _NO_PLACE_IN_TEXT = ("LIST", "MAP", "NULL", "conveyor.")
 
 def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Violation]:
     """What is wrong with the expressions of a pipeline whose steps, needs and parameters were checked before."""
-    if not any(step.when or step.HasField("params") for step in (*pipeline.steps, *pipeline.finally_steps)):
+    if not any(map(_may_have, (*pipeline.steps, *pipeline.finally_steps))):
         return
     plan = compile_plan(pipeline)
     declared = [Declarations.of(pipeline.params, after_all=after) for after in (False, True)]
@@ -29,6 +29,10 @@ def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Vi
         for i, step in enumerate(steps):
             checker = _Step(plan, first + i, declared[bool(first)])
             yield from checker.check(step, f"{path}.{name}[{i}]")
+
+
+def _may_have(step: pipeline_pb2.Step) -> bool:
+    return bool(step.when) or step.HasField("params") or OPEN in step.gate.message
 
 
 class _Step:
@@ -46,13 +50,16 @@ class _Step:
         for key in _marked_keys(step):
             yield Violation(f"{path}.params", f"has the key {key[:64]}; expressions have no place in keys")
         for keys, text in texts(step.params):
-            where = f"{path}.{spell(keys)}"
-            try:
-                template = compile_text(text, self._compile)
-            except NotAnExpression as error:
-                yield from (Violation(where, str(fault)) for fault in error.faults)
-            else:
-                yield from (Violation(where, str(fault)) for fault in self._template(template))
+            yield from self._text(text, f"{path}.{spell(keys)}")
+        if OPEN in step.gate.message:
+            yield from self._text(step.gate.message, f"{path}.gate.message", only_text=True)
+
+    def _text(self, text: str, path: str, *, only_text: bool = False) -> Iterator[Violation]:
+        try:
+            faults = tuple(self._template(compile_text(text, self._compile), only_text=only_text))
+        except NotAnExpression as error:
+            faults = error.faults
+        yield from (Violation(path, str(fault)) for fault in faults)
 
     def _when(self, text: str, path: str) -> Iterator[Violation]:
         if OPEN in text:
@@ -67,13 +74,13 @@ class _Step:
             fault = Fault(1, 1, f"a condition is true or false; this is {_called(expression)}")
             yield Violation(path, str(fault))
 
-    def _template(self, template: Template) -> Iterator[Fault]:
+    def _template(self, template: Template, *, only_text: bool) -> Iterator[Fault]:
         for part in template.parts():
             kind = part.expression.type_name
             if kind in NOT_JSON or kind.startswith("optional"):
                 hint = "; .orValue() gives it a value" if kind.startswith("optional") else ""
                 yield Fault(part.line, part.column, f"comes to {_called(part.expression)}, which is no JSON{hint}")
-            elif not template.whole and kind.startswith(_NO_PLACE_IN_TEXT):
+            elif (only_text or not template.whole) and kind.startswith(_NO_PLACE_IN_TEXT):
                 said = f"comes to {_called(part.expression)}, which has no place within other text"
                 yield Fault(part.line, part.column, said)
 

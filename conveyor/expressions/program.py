@@ -16,7 +16,7 @@ from conveyor.core.rules import outcome
 from conveyor.expressions import results
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
 from conveyor.expressions.expression import Expression, Values, activation, compile_expression
-from conveyor.expressions.template import Template, compile_text, render_struct, texts
+from conveyor.expressions.template import OPEN, Template, compile_text, render_struct, render_text, texts
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
 
@@ -27,8 +27,9 @@ _MESSAGE_CHARS = 1024
 class _StepCode:
     """The compiled expressions of a step.
 
-    `together` is all of them as one, since each evaluation has its price: a list of what its params come to, empty when
-    the condition is false. None when there is only one, or when they don't go together.
+    `asks` is what a gate asks. `together` is all of the others as one, since each evaluation has its price: a list of
+    what its params come to, empty when the condition is false. None when there is only one, or when they don't go
+    together.
     """
 
     when: Expression | None
@@ -36,6 +37,7 @@ class _StepCode:
     templates: tuple[tuple[tuple[str | int, ...], Template], ...]
     roots: frozenset[str]
     steps: frozenset[str]
+    asks: Template | None
     together: Expression | None
 
     @classmethod
@@ -44,7 +46,8 @@ class _StepCode:
         when = compile_expression(step.when) if step.when else None
         templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(step.params))
         parts = [part.expression for _, template in templates for part in template.parts()]
-        used = [when, *parts] if when else parts
+        asks = compile_text(step.gate.message, compile_expression) if OPEN in step.gate.message else None
+        used = [*([when] if when else ()), *parts, *(part.expression for part in (asks.parts() if asks else ()))]
         names = [reference.names for expression in used for reference in expression.outline.references]
         return cls(
             when,
@@ -52,6 +55,7 @@ class _StepCode:
             templates,
             frozenset(each[0] for each in names),
             frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
+            asks,
             _together(when, parts) if parts and len(used) > 1 else None,
         )
 
@@ -103,6 +107,8 @@ class RunInputs:
                 return Verdict(params=render_struct(code.params, code.templates, lambda _: next(each_in_turn)))
             if code.when is not None and not _holds(code.when, given, values):
                 return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+            if code.asks is not None:
+                return Verdict(message=_asked(code.asks, given, values))
             if code.params is None:
                 return Verdict(params=self._program.plan.steps[index].params)
             made = render_struct(code.params, code.templates, lambda each: each.evaluate(given, values))
@@ -160,6 +166,13 @@ def _holds(when: Expression, given: cel.Activation, values: Values) -> bool:
         return results.truth(when.evaluate(given, values))
     except NoValue as error:
         raise type(error)(f"when: {error}") from None
+
+
+def _asked(asks: Template, given: cel.Activation, values: Values) -> str:
+    try:
+        return render_text(asks, lambda each: each.evaluate(given, values))[:_MESSAGE_CHARS]
+    except NoValue as error:
+        raise type(error)(f"gate.message: {error}") from None
 
 
 def _run(plan: Plan, index: int, seen: Seen) -> dict[str, object]:

@@ -84,13 +84,18 @@ def render(template: Template, target: Value, evaluate: Evaluate, room: int) -> 
     if template.whole:
         (part,) = template.parts()
         return results.fill(target, evaluate(part.expression), room)
-    text = "".join(
-        piece if isinstance(piece, str) else results.text(evaluate(piece.expression)) for piece in template.pieces
-    )
+    text = render_text(template, evaluate)
     if (size := len(text.encode())) > room:
         raise TooLarge(f"params take more than {limits.STEP_PARAMS_BYTES} bytes")
     target.string_value = text
     return room - size
+
+
+def render_text(template: Template, evaluate: Evaluate) -> str:
+    """What a text comes to, as text. Raises NoValue."""
+    return "".join(
+        piece if isinstance(piece, str) else results.text(evaluate(piece.expression)) for piece in template.pieces
+    )
 
 
 def texts(struct: Struct) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -28,6 +28,7 @@ SKIP_MESSAGES: dict[int, str] = {
 }
 """What a step without a record says about why it never ran."""
 
+_TIMED = (run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING)
 _FULL_RUN_BYTES = 3 << 20
 _SHORT_TEXT = 256
 
@@ -116,11 +117,12 @@ def step_run(
     _set_time(view.queue_time, record.queue_time)
     _set_time(view.start_time, record.start_time)
     _set_time(view.end_time, record.end_time)
-    if state in (run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING):
+    if state in _TIMED or reason == run_pb2.STEP_REASON_AWAITING_DECISION:
         _set_time(view.next_time, record.next_time)
     if record.HasField("result"):
         view.result.CopyFrom(_result(record.result))
     view.attempts.extend(_attempt(attempt) for attempt in record.attempts)
+    view.decisions.extend(_decision(made) for made in record.decisions)
     return view
 
 
@@ -149,6 +151,13 @@ def full_run(
     if run.ByteSize() > _FULL_RUN_BYTES:
         _shorten(run)
     return run
+
+
+def set_queue_wait(wait: run_pb2.StepWait, record: storage_pb2.StepRecord) -> None:
+    """Since when, and until when, a step waits that is QUEUED."""
+    _set_time(wait.since, record.ready_time)
+    if record.next_time:
+        _set_time(wait.until, record.next_time)
 
 
 def seen_workers(record: storage_pb2.DriverRecord) -> list[run_pb2.SeenWorker]:
@@ -196,6 +205,10 @@ def _attempt(record: storage_pb2.AttemptRecord) -> run_pb2.Attempt:
     )
 
 
+def _decision(made: storage_pb2.DecisionRecord) -> run_pb2.GateDecision:
+    return run_pb2.GateDecision(decision=made.decision, by=made.by, time=timestamp(made.time), comment=made.comment)
+
+
 def _shorten(run: run_pb2.Run) -> None:
     """Cut texts until the run fits: first those of attempts, then those of steps, then the attempts themselves."""
     for step in run.steps:
@@ -206,12 +219,15 @@ def _shorten(run: run_pb2.Run) -> None:
         return
     for step in run.steps:
         step.message = _cut(step.message)
+        for made in step.decisions:
+            made.comment = _cut(made.comment)
         if step.HasField("result"):
             step.result.message = _cut(step.result.message)
     if run.ByteSize() <= limits.MESSAGE_BYTES - _FULL_RUN_BYTES // 16:
         return
     for step in run.steps:
         del step.attempts[:-1]
+        del step.decisions[:-1]
 
 
 def _cut(text: str) -> str:

@@ -23,6 +23,7 @@ from conveyor.core.model import (
     TicketDelivered,
     TicketSent,
     new_run,
+    result_bytes,
 )
 from conveyor.core.plan import SECOND, compile_plan
 from conveyor.core.transitions import apply, next_timer
@@ -61,14 +62,24 @@ def pipeline(
 
 
 def step(name: str, *needs: str, rule: str = "ALL_SUCCESS", driver: str = "", **fields: Any) -> pipeline_pb2.Step:
-    """A step whose driver is named after it."""
+    """A step whose driver is named after it, if it does nothing else."""
+    if "gate" not in fields:
+        fields["driver"] = driver or f"d-{name}"
     return pipeline_pb2.Step(
         id=name,
-        driver=driver or f"d-{name}",
         needs=needs,
         trigger_rule=pipeline_pb2.TriggerRule.Value(f"TRIGGER_RULE_{rule}"),
         **fields,
     )
+
+
+def gate(name: str, *needs: str, timeout: float = 0, rule: str = "ALL_SUCCESS", **fields: Any) -> pipeline_pb2.Step:
+    """A gate. `approvals`, `default_decision` and `message` are its own, other fields the step's."""
+    own = {key: fields.pop(key) for key in ("approvals", "default_decision", "message") if key in fields}
+    made = step(name, *needs, rule=rule, gate=own, **fields)
+    if timeout:
+        made.gate.timeout.FromMicroseconds(int(timeout * SECOND))
+    return made
 
 
 def reachable(arrows: Mapping[int, set[int]], start: int) -> set[int]:
@@ -248,7 +259,7 @@ def check(before: RunState, decision: Decision) -> None:
     assert head.update_time >= before.head.update_time
     assert after.terminal == all(state in TERMINAL for state in head.step_states) or decision.more
     assert not after.terminal or head.end_time >= head.start_time >= 0
-    assert head.result_bytes == sum(len(r.result.data) for r in after.steps if r is not None)
+    assert head.result_bytes == sum(result_bytes(r) for r in after.steps if r is not None)
     for index, record in enumerate(after.steps):
         old, state = before.steps[index], head.step_states[index]
         was = before.head.step_states[index]

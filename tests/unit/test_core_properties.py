@@ -25,6 +25,7 @@ from conveyor.core.model import (
     ResultReceived,
     RunCreated,
     RunState,
+    StepDecided,
     Tick,
     TicketDelivered,
     TicketSent,
@@ -99,13 +100,19 @@ def naive_outcome(source: pipeline_pb2.Pipeline, ends: list[int]) -> int:
 
 
 @st.composite
-def pipelines(draw: st.DrawFn, *, most: int = 7) -> pipeline_pb2.Pipeline:
+def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True) -> pipeline_pb2.Pipeline:
     """Lists and graphs with everything that a step may say."""
     graph = draw(st.booleans())
     names = [f"s{i}" for i in range(draw(st.integers(1, most)))]
     drivers = st.sampled_from(["x", "y", "z"])
 
     def details() -> dict[str, Any]:
+        if gates and draw(st.integers(0, 5)) == 0:
+            own: dict[str, Any] = {"approvals": draw(st.integers(0, 3))}
+            if draw(st.booleans()):
+                own["timeout"] = {"seconds": draw(st.integers(1, 50))}
+                own["default_decision"] = draw(st.integers(0, 2))
+            return {"gate": own, "allow_failure": draw(st.booleans())}
         details: dict[str, Any] = {"driver": draw(drivers), "allow_failure": draw(st.booleans())}
         if draw(st.booleans()):
             details["retry"] = {
@@ -135,6 +142,7 @@ def pipelines(draw: st.DrawFn, *, most: int = 7) -> pipeline_pb2.Pipeline:
         del source.finally_steps[:]
         for s in source.steps:
             del s.needs[:]
+            s.driver = "x"
             s.ClearField("retry")
             s.trigger_rule = pipeline_pb2.TRIGGER_RULE_UNSPECIFIED
     return source
@@ -214,6 +222,15 @@ class World:
         steps = self.run.state.steps
         return [i for i, r in enumerate(steps) if r is not None and r.state == QUEUED and not r.token]
 
+    def gates(self) -> list[int]:
+        """Steps at which people decide, open or not."""
+        return [i for i, s in enumerate(self.run.plan.steps) if s.gate is not None]
+
+    def decision(self, index: int) -> StepDecided:
+        """What somebody decides."""
+        decision = self.random.choice([pipeline_pb2.DECISION_APPROVED, pipeline_pb2.DECISION_REJECTED])
+        return StepDecided(index, decision, self.random.choice("abcd"), self.random.choice(["", "why"]))
+
     def claim(self, index: int, *, jetstream: bool) -> Claimed:
         """A claim under a new token."""
         transport = run_pb2.TRANSPORT_JETSTREAM if jetstream else run_pb2.TRANSPORT_GRPC
@@ -274,6 +291,8 @@ class World:
             self.send(NotReceived(index, token))
         elif kind < 91:
             self.send(WorkerLost(f"session-{random.randrange(2)}", ""))
+        elif kind < 93 and self.gates():
+            self.send(self.decision(random.choice(self.gates())))
         elif kind < 94:
             self.send(Waiting(any_step, run_pb2.STEP_REASON_NO_WORKER, str(random.randrange(2))))
         elif kind < 95:
@@ -294,6 +313,8 @@ class World:
             self.send(Continue())
             for index in self.waiting():
                 self.send(self.claim(index, jetstream=False))
+            for index in self.gates():
+                self.send(self.decision(index))
             for index in self.out():
                 record = run.state.steps[index]
                 if record is not None and record.token:
@@ -327,7 +348,7 @@ def test_whatever_happens(source: pipeline_pb2.Pipeline, seed: int, records: int
 
 
 @settings(max_examples=300, deadline=None)
-@given(pipelines(), st.randoms(use_true_random=False), st.data())
+@given(pipelines(gates=False), st.randoms(use_true_random=False), st.data())
 def test_end_does_not_depend_on_the_order_of_events(
     source: pipeline_pb2.Pipeline, random: Random, data: st.DataObject
 ) -> None:

@@ -1053,7 +1053,7 @@ type StepRun struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// When the step became terminal.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// When the current attempt times out, or when the next one starts (RETRYING).
+	// When the current attempt times out, when the next one starts (RETRYING), or when an open gate takes its default.
 	NextTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
 	// The result that counts.
 	Result *DriverResult `protobuf:"bytes,13,opt,name=result,proto3" json:"result,omitempty"`
@@ -1065,7 +1065,8 @@ type StepRun struct {
 	FinallyStep bool `protobuf:"varint,16,opt,name=finally_step,json=finally,proto3" json:"finally_step,omitempty"`
 	// Whether the result was taken over from the run that this one retries.
 	Inherited bool `protobuf:"varint,17,opt,name=inherited,proto3" json:"inherited,omitempty"`
-	// GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking.
+	// GetRun and DecideStep only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the
+	// moment of asking.
 	Wait *StepWait `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Of an instance: the step whose matrix it is of. Its own id is that one's with its place, e.g. "test[0]".
 	MatrixStep string `protobuf:"bytes,19,opt,name=matrix_step,json=matrixStep,proto3" json:"matrix_step,omitempty"`

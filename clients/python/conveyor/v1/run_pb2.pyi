@@ -706,7 +706,7 @@ class StepRun(_message.Message):
 
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp:
-        """When the current attempt times out, or when the next one starts (RETRYING)."""
+        """When the current attempt times out, when the next one starts (RETRYING), or when an open gate takes its default."""
 
     @_builtins.property
     def result(self) -> _result_pb2.DriverResult:
@@ -718,7 +718,9 @@ class StepRun(_message.Message):
 
     @_builtins.property
     def wait(self) -> Global___StepWait:
-        """GetRun only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the moment of asking."""
+        """GetRun and DecideStep only, while the step is PENDING, QUEUED, RETRYING or told to stop: what it waits for at the
+        moment of asking.
+        """
 
     @_builtins.property
     def matrix(self) -> _struct_pb2.Struct:

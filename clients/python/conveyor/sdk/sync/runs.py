@@ -14,9 +14,11 @@ from conveyor.sdk.requests import new_request_id
 from conveyor.sdk.sync.connection import Connection
 from conveyor.sdk.sync.watch import watch_run, watch_runs
 from conveyor.sdk.values import to_struct
-from conveyor.v1.run_pb2 import Run, RunState, RunView
+from conveyor.v1.pipeline_pb2 import Decision
+from conveyor.v1.run_pb2 import Run, RunState, RunView, StepRun
 from conveyor.v1.run_service_pb2 import (
     CancelRunRequest,
+    DecideStepRequest,
     DeleteRunRequest,
     GetRunRequest,
     ListRunsRequest,
@@ -191,6 +193,42 @@ class Runs:
             namespace=self._namespace, id=run_id, labels=labels or {}, request_id=request_id or new_request_id()
         )
         return self._connection.call(lambda: self._stub.RetryRun, request).run
+
+    def approve(self, run_id: str, step: str, by: str, comment: str = "", *, request_id: str = "") -> StepRun:
+        """Approve a gate that waits, in the name of `by`; the gate as it is afterwards.
+
+        Approving again in the same name changes nothing. FailedPrecondition when the gate does not wait, or `by` has
+        rejected it.
+        """
+        approved = Decision.DECISION_APPROVED
+        return self.decide(run_id, step, approved, by, comment, request_id=request_id)
+
+    def reject(self, run_id: str, step: str, by: str, comment: str = "", *, request_id: str = "") -> StepRun:
+        """Reject a gate that waits, in the name of `by`: its step fails. Otherwise as `approve`."""
+        rejected = Decision.DECISION_REJECTED
+        return self.decide(run_id, step, rejected, by, comment, request_id=request_id)
+
+    def decide(
+        self,
+        run_id: str,
+        step: str,
+        decision: Decision.ValueType,
+        by: str,
+        comment: str = "",
+        *,
+        request_id: str = "",
+    ) -> StepRun:
+        """Approve or reject a gate; see there."""
+        request = DecideStepRequest(
+            namespace=self._namespace,
+            id=run_id,
+            step=step,
+            decision=decision,
+            by=by,
+            comment=comment,
+            request_id=request_id or new_request_id(),
+        )
+        return self._connection.call(lambda: self._stub.DecideStep, request).step
 
     def delete(self, run_id: str, etag: str = "") -> Run:
         """Delete a finished run with its logs, and return it as it was. FailedPrecondition when it has not ended."""

@@ -1,0 +1,55 @@
+"""What a step does, and which of its other fields mean something then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conveyor.api import checks
+from conveyor.api.checks import DAY, SECOND, Check, Problems
+from conveyor.core import limits
+
+_NOT_AT_A_GATE = {
+    "timeout": "a gate has no attempts; gate.timeout bounds its wait",
+    "queue_timeout": "no worker takes a gate; gate.timeout bounds its wait",
+    "retry": "people are asked once; a gate is not tried again",
+    "params": "a gate has no driver that takes them; what people should know belongs into gate.message",
+    "worker_selector": "no worker takes a gate",
+    "lock": "a gate holds no lock; put it on the step that does the work",
+}
+"""Fields that mean nothing when people decide, and what is there instead."""
+
+
+def action(problems: Problems, path: str, step: Any, key: str) -> None:
+    """The one thing that the step does."""
+    kind = step.WhichOneof("action")
+    if kind is None:
+        problems.add(path, "is missing; a step names its driver, or is a gate")
+    elif kind == "driver":
+        checks.name(problems, path, step, key)
+    elif kind == "gate":
+        parent = path.removesuffix(f".{key}")
+        for name, said in _NOT_AT_A_GATE.items():
+            if step.HasField(name):
+                problems.add(f"{parent}.{name}", said)
+
+
+def _only_with(other: str) -> Check:
+    def check(problems: Problems, path: str, message: Any, key: str) -> None:
+        if getattr(message, key) and not message.HasField(other):
+            problems.add(path, f"needs {other} too: it is what is decided when that has passed")
+
+    return check
+
+
+def _approvals(problems: Problems, path: str, gate: Any, key: str) -> None:
+    if gate.approvals > limits.GATE_APPROVALS:
+        problems.add(path, f"is {gate.approvals}; at most {limits.GATE_APPROVALS}, and 0 means 1")
+
+
+GATE = (
+    ("approvals", _approvals),
+    ("timeout", checks.duration(SECOND // 10, 366 * DAY)),
+    ("default_decision", _only_with("timeout")),
+    ("message", checks.text(limits.GATE_MESSAGE_BYTES)),
+)
+"""The rules of a gate's own fields."""
