@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from conveyor.api import actions, checks
 from conveyor.api.checks import DAY, SECOND, Check, Problems
+from conveyor.api.selector_checks import label_selector
 from conveyor.core import limits
 from conveyor.core.graph_check import check_graph
 from conveyor.core.params import check_params
@@ -176,7 +177,7 @@ _STEP: Rules = (
     ("matrix", checks.unsupported),
     ("gate", _gate),
     ("runs", checks.unsupported),
-    ("worker_selector", checks.unsupported),
+    ("worker_selector", label_selector),
     ("lock", checks.unsupported),
     ("description", checks.text(limits.STEP_DESCRIPTION_BYTES)),
 )

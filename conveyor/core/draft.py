@@ -151,6 +151,9 @@ class Draft:
             if verdict.params:
                 self.edit(index).params = verdict.params
                 self.bytes_taken += len(verdict.params)
+            if verdict.selector is not None:
+                self.edit(index).worker_selector.CopyFrom(verdict.selector)
+                self.bytes_taken += verdict.selector.ByteSize()
             return
         if verdict.reason == run_pb2.STEP_REASON_CONDITION_FALSE:
             self.finish(index, run_pb2.STEP_STATE_SKIPPED, verdict.reason)

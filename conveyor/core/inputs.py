@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from conveyor.storage.v1 import storage_pb2
-from conveyor.v1 import run_pb2
+from conveyor.v1 import pipeline_pb2, run_pb2
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of a step that its trigger rule lets run.
 
-    Without a `reason` it runs: its driver gets `params`, a serialized Struct, if there is any in it; if it is a gate,
-    it asks `message`. With CONDITION_FALSE it is skipped, with any other one it fails before a driver sees it.
+    Without a `reason` it runs: its driver gets `params`, a serialized Struct, and its worker is one that `selector`
+    wants; without them those of the plan count. If it is a gate, it asks `message`. With CONDITION_FALSE it is skipped,
+    with any other one it fails before a driver sees it.
     """
 
     reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED
     message: str = ""
     params: bytes = b""
+    selector: pipeline_pb2.LabelSelector | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ EXPRESSION_BYTES = 4 << 10
 STEP_PARAMS_BYTES = 64 << 10
 """What a step's params with expressions come to, as it is stored: the step's record keeps it."""
 
+SELECTOR_BYTES = 16 << 10
+"""A step's worker_selector, as it is stored, before and after its expressions are evaluated."""
+
 DESCRIPTION_BYTES = 4 << 10
 STEP_DESCRIPTION_BYTES = 1 << 10
 CANCEL_MESSAGE_BYTES = 1 << 10

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from conveyor.core.inputs import StepInputs
 from conveyor.core.plan import Plan
+from conveyor.core.selectors import Selector, compile_selector
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 
@@ -75,6 +76,13 @@ class RunState:
     def terminal(self) -> bool:
         """Whether the run has ended."""
         return self.head.state in TERMINAL_RUN
+
+    def selector(self, index: int) -> Selector:
+        """Which workers may take a step."""
+        record = self.steps[index]
+        if record is not None and record.HasField("worker_selector"):
+            return compile_selector(record.worker_selector)
+        return self.plan.steps[index].selector
 
 
 def new_run(

@@ -8,6 +8,7 @@ from itertools import compress
 
 from google.protobuf.duration_pb2 import Duration
 
+from conveyor.core.selectors import ANY, Selector, compile_selector
 from conveyor.v1 import pipeline_pb2
 
 SECOND = 1_000_000
@@ -62,8 +63,8 @@ class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
     A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a gate is
-    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs and with which params; those of one
-    whose params have none are `params`, a serialized Struct.
+    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs, with which params and on which
+    workers; those of one whose params have none are `params`, a serialized Struct, and so is its `selector`.
     """
 
     index: int
@@ -79,6 +80,7 @@ class PlanStep:
     retry: RetryPlan
     judged: bool = False
     params: bytes = b""
+    selector: Selector = ANY
     gate: GatePlan | None = None
 
 
@@ -171,6 +173,15 @@ def _params(step: pipeline_pb2.Step) -> tuple[bool, bytes]:
     return (True, b"") if EXPRESSION_MARK in params else (False, params)
 
 
+def _selector(step: pipeline_pb2.Step) -> tuple[bool, Selector]:
+    """Whether the step's selector has expressions, and the selector if not."""
+    if not step.HasField("worker_selector"):
+        return False, ANY
+    if EXPRESSION_MARK in step.worker_selector.SerializeToString():
+        return True, ANY
+    return False, compile_selector(step.worker_selector)
+
+
 def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
     """The plan of a pipeline that was validated before; a pipeline without a name is a broadcast."""
     main = len(pipeline.steps)
@@ -191,6 +202,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         for need in before:
             dependents[need].append(i)
     params = [_params(step) for step in sources]
+    selectors = [_selector(step) for step in sources]
     steps = tuple(
         PlanStep(
             index=i,
@@ -204,8 +216,11 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
             queue_timeout=_queue_timeout(step),
             retry=_retry_plan(step),
-            judged=bool(step.when) or params[i][0] or EXPRESSION_MARK.decode() in step.gate.message,
+            judged=(
+                bool(step.when) or params[i][0] or selectors[i][0] or EXPRESSION_MARK.decode() in step.gate.message
+            ),
             params=params[i][1],
+            selector=selectors[i][1],
             gate=_gate_plan(step),
         )
         for i, step in enumerate(sources)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from conveyor.core.model import Claim, Claimed, Decision, Waiting
+from conveyor.core.selectors import ANY, Selector, spell, spell_connected
 from conveyor.core.transitions import apply
 from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.tickets_port import Tickets
-from conveyor.engine.workers import Held, Pool, Worker
+from conveyor.engine.workers import Held, Pool, Worker, takes
 from conveyor.state.ids import RandomBytes
 from conveyor.state.runs import StoredRun
+from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
 Send = tuple[int, Worker, str]
@@ -43,21 +46,23 @@ class Dispatcher:
         head, broadcast = state.head, state.plan.broadcast
         claims: list[Claim] = []
         for index in decision.ready:
-            step = state.plan.steps[index]
-            worker = self._pool.reserve(head.namespace, step.driver, head.definition, broadcast)
+            step, selector = state.plan.steps[index], state.selector(index)
+            worker = self._pool.reserve(head.namespace, step.driver, head.definition, broadcast, selector)
             if worker is not None:
                 token = new_token()
                 self._pool.hold(worker, token, Held(head.namespace, head.id, index))
                 claims.append(Claim(index, worker.session, worker.name, token, run_pb2.TRANSPORT_GRPC))
                 dispatch.sends.append((index, worker, token))
                 continue
-            consumer, reason, message = self._consumer(head.namespace, step.driver, head.definition, broadcast)
+            consumer, reason, message = self._consumer(
+                head.namespace, step.driver, head.definition, broadcast, selector
+            )
             if consumer:
                 claims.append(Claim(index, consumer, consumer, new_token(), run_pb2.TRANSPORT_JETSTREAM))
                 dispatch.tickets.append(index)
                 continue
             if not reason:
-                reason, message = self._explain(head.namespace, step.driver, head.definition, broadcast)
+                reason, message = self._explain(head.namespace, step.driver, head.definition, broadcast, selector)
             dispatch.waits.append(index)
             decision = decision.then(apply(decision.state, Waiting(index, reason, message), now))
         if claims:
@@ -65,9 +70,10 @@ class Dispatcher:
         return decision, dispatch
 
     def _consumer(
-        self, namespace: str, driver: str, definition: str, broadcast: bool = False
+        self, namespace: str, driver: str, definition: str, broadcast: bool, selector: Selector
     ) -> tuple[str, run_pb2.StepReason.ValueType, str]:
-        if self.tickets is None:
+        if self.tickets is None or selector:
+            # Workers over JetStream have no labels.
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
         workers = self._pool.workers(namespace, driver)
         if broadcast:
@@ -80,29 +86,44 @@ class Dispatcher:
             return "", run_pb2.STEP_REASON_UNSPECIFIED, ""
         return self.tickets.consumer(namespace, driver, definition)
 
-    def why(self, namespace: str, driver: str, definition: str) -> tuple[run_pb2.StepReason.ValueType, str]:
+    def why(
+        self, namespace: str, driver: str, definition: str, selector: Selector
+    ) -> tuple[run_pb2.StepReason.ValueType, str]:
         """Why a step of a pipeline waits now, for whichever transport its driver uses."""
-        _, reason, message = self._consumer(namespace, driver, definition)
+        _, reason, message = self._consumer(namespace, driver, definition, False, selector)
         if reason:
             return reason, message
-        return self._explain(namespace, driver, definition, False)
+        return self._explain(namespace, driver, definition, False, selector)
 
     def _explain(
-        self, namespace: str, driver: str, definition: str, broadcast: bool
+        self, namespace: str, driver: str, definition: str, broadcast: bool, selector: Selector
     ) -> tuple[run_pb2.StepReason.ValueType, str]:
         """Why no worker takes a step now."""
-        # Those that drain, or whose stream is gone, are not going to take it.
-        workers = [w for w in self._pool.workers(namespace, driver) if w.connected]
-        takers = sum(worker.takes(definition, broadcast) for worker in workers)
-        takers += self._sessions.takers(namespace, driver, definition)
-        if takers:
-            return run_pb2.STEP_REASON_WORKERS_BUSY, f"all workers of driver {driver} are busy"
+        wanted = f" with {spell(selector)}" if selector else ""
+        workers: list[Mapping[str, str]] = []
+        others = False
+        for worker in self.connected(namespace, driver):
+            if takes(worker, definition, broadcast, selector):
+                return run_pb2.STEP_REASON_WORKERS_BUSY, f"all workers of driver {driver}{wanted} are busy"
+            others = True
+            if takes(worker, definition, broadcast, ANY):
+                workers.append(worker.labels)
         if workers:
+            return run_pb2.STEP_REASON_NO_WORKER, f"no worker{wanted} ({spell_connected(selector, workers)})"
+        if others:
             return (
                 run_pb2.STEP_REASON_NO_WORKER,
                 f"no connected worker of driver {driver} takes resources of definition {definition}",
             )
-        return run_pb2.STEP_REASON_NO_WORKER, f"no worker of driver {driver} is connected"
+        message = f"no worker of driver {driver}{wanted} is connected"
+        if selector and self.tickets is not None and self.tickets.takes_part(namespace, driver):
+            message += "; those over JetStream have no labels"
+        return run_pb2.STEP_REASON_NO_WORKER, message
+
+    def connected(self, namespace: str, driver: str) -> Iterator[Worker | storage_pb2.SessionRecord]:
+        """The workers of all replicas that are there for more work: not those that drain, or whose stream is gone."""
+        yield from (worker for worker in self._pool.workers(namespace, driver) if worker.connected)
+        yield from self._sessions.elsewhere(namespace, driver)
 
     def listeners(self, namespace: str, definition: str) -> list[str]:
         """The drivers that want broadcasts of the definition, by name."""

@@ -41,7 +41,9 @@ class Explainer:
 
     async def _explain(self, key: DriverKey) -> None:
         for waiter in self._engine.pool.waiters(*key)[:_AT_MOST]:
-            reason, message = self._engine.dispatcher.why(waiter.namespace, waiter.driver, waiter.definition)
+            reason, message = self._engine.dispatcher.why(
+                waiter.namespace, waiter.driver, waiter.definition, waiter.selector
+            )
             try:
                 await self._engine.handle(waiter.namespace, waiter.run, Waiting(waiter.index, reason, message))
             except errors.NotFound:

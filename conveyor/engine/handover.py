@@ -110,7 +110,15 @@ class Handover(ABC):
         head, step, record = run.head, run.state.plan.steps[index], run.state.steps[index]
         if record is None:
             return
-        waiter = Waiter(head.namespace, step.driver, head.definition, head.id, index, run.state.plan.broadcast)
+        waiter = Waiter(
+            head.namespace,
+            step.driver,
+            head.definition,
+            head.id,
+            index,
+            run.state.plan.broadcast,
+            run.state.selector(index),
+        )
         # What became ready while a clock was ahead does not stand behind all that comes until then.
         self.pool.wait(waiter, min(record.ready_time, self.now()), run.revision)
         if self.tickets is not None and not self.pool.workers(head.namespace, step.driver):

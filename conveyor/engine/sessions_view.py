@@ -43,9 +43,9 @@ class SessionsView:
         """Whether a session is stored."""
         return session_id in self._by_driver.get((namespace, driver), {})
 
-    def takers(self, namespace: str, driver: str, definition: str) -> int:
-        """How many workers of other replicas take steps for resources of the definition."""
-        return sum(
+    def takers(self, namespace: str, driver: str, definition: str) -> bool:
+        """Whether a worker of another replica takes steps for resources of the definition."""
+        return any(
             not record.definitions or definition in record.definitions for record in self.elsewhere(namespace, driver)
         )
 

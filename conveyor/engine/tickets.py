@@ -103,6 +103,10 @@ class JetStreamTickets:
             return Found("", run_pb2.STEP_REASON_WORKERS_BUSY, message)
         return found
 
+    def takes_part(self, namespace: str, driver: str) -> bool:
+        """Whether the driver has a consumer."""
+        return any(consumer.driver == driver for consumer in self._takers.consumers(namespace))
+
     def listeners(self, namespace: str, definition: str) -> list[str]:
         """The drivers whose consumers listen to broadcasts of the definition."""
         return self._takers.listeners(namespace, definition)
@@ -390,8 +394,8 @@ class JetStreamTickets:
 
     def wait(self, waiter: Waiter) -> None:
         """Have the engine claim a step when a consumer of its driver pulls."""
-        if waiter.broadcast:
-            return  # Those who listen by JetStream got it at once.
+        if waiter.broadcast or waiter.selector:
+            return  # Those who listen by JetStream got it at once, or have none of the labels.
         self._takers.interest((waiter.namespace, waiter.driver))
         self._rows.wait(waiter)
 

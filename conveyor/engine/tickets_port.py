@@ -20,6 +20,10 @@ class Tickets(Protocol):
         """
         ...
 
+    def takes_part(self, namespace: str, driver: str) -> bool:
+        """Whether the driver has a consumer, whether or not somebody takes from it."""
+        ...
+
     def listeners(self, namespace: str, definition: str) -> list[str]:
         """The drivers whose consumers listen to broadcasts of the definition."""
         ...

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from conveyor.core.gates import missing
 from conveyor.core.model import TERMINAL_STEP, waits_for_runs
+from conveyor.core.selectors import Selector
 from conveyor.engine.loop import Engine
+from conveyor.engine.workers import takes
 from conveyor.state.lanes import lane_key
 from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
@@ -31,7 +33,7 @@ class Waits:
             ahead = lane.position(run.head.id)
             if ahead > 0:
                 shown.wait.CopyFrom(run_pb2.RunWait(run=lane.entries[0].run, ahead=ahead))
-        queued: dict[str, list[int]] = {}
+        queued: dict[tuple[str, Selector], list[int]] = {}
         for index, step in enumerate(steps):
             record = run.state.steps[index]
             if step.state == run_pb2.STEP_STATE_PENDING:
@@ -46,9 +48,9 @@ class Waits:
                 if gate is not None:
                     step.wait.approvals = missing(gate, record)
                 elif not record.token:
-                    queued.setdefault(step.driver, []).append(index)
-        for driver, indexes in queued.items():
-            await self._row(run, driver, [(index, steps[index].wait) for index in indexes])
+                    queued.setdefault((step.driver, run.state.selector(index)), []).append(index)
+        for (driver, selector), indexes in queued.items():
+            await self._row(run, driver, selector, [(index, steps[index].wait) for index in indexes])
 
     def _needs(self, run: StoredRun, index: int, wait: run_pb2.StepWait) -> None:
         plan, states = run.state.plan, run.head.step_states
@@ -57,29 +59,23 @@ class Waits:
         wait.needs.extend(plan.steps[need].id for need in open_needs[:_NEEDS_NAMED])
         wait.need_count = len(open_needs)
 
-    async def _row(self, run: StoredRun, driver: str, waits: Sequence[tuple[int, run_pb2.StepWait]]) -> None:
+    async def _row(
+        self, run: StoredRun, driver: str, selector: Selector, waits: Sequence[tuple[int, run_pb2.StepWait]]
+    ) -> None:
         """Add who is there for steps of one driver, and how many others go first."""
         head = run.head
-        workers, slots = self._takers(head.namespace, driver, head.definition, run.state.plan.broadcast)
+        connected = list(self._engine.dispatcher.connected(head.namespace, driver))
+        broadcast = run.state.plan.broadcast
+        slots = [worker.slots for worker in connected if takes(worker, head.definition, broadcast, selector)]
         ahead = self._engine.pool.ahead(head.namespace, driver, head.id)
-        seen = None if workers else await self._sessions.driver(head.namespace, driver)
+        seen = None if connected else await self._sessions.driver(head.namespace, driver)
         for index, wait in waits:
-            wait.workers, wait.slots = workers, slots
+            wait.workers, wait.slots = len(slots), sum(slots)
+            wait.other_workers = len(connected) - len(slots)
             if index in ahead:
                 wait.ahead = ahead[index]
             if seen is not None:
                 wait.last_workers.extend(seen_workers(seen))
-
-    def _takers(self, namespace: str, driver: str, definition: str, broadcast: bool) -> tuple[int, int]:
-        """Workers of all replicas that would take such a step, and their slots."""
-        here = [worker for worker in self._engine.pool.workers(namespace, driver) if worker.connected]
-        slots = [worker.slots for worker in here if worker.takes(definition, broadcast)]
-        slots += [
-            record.slots
-            for record in self._engine.sessions.elsewhere(namespace, driver)
-            if definition in record.definitions or not (record.definitions or broadcast)
-        ]
-        return len(slots), sum(slots)
 
 
 def _set_until(wait: run_pb2.StepWait, time: int) -> None:

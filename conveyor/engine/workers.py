@@ -9,10 +9,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from conveyor.core.selectors import ANY, Selector, fulfils
+from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import worker_pb2
 
 DriverKey = tuple[str, str]
 """Namespace and driver name."""
+
+_RowKey = tuple[str, bool, Selector]
+"""What workers must take: definition, whether it is a broadcast, and labels."""
 
 
 class Outbox(Protocol):
@@ -41,7 +46,8 @@ class Worker:
     """One session: a worker as this process sees it; it survives a reconnect, with another outbox.
 
     `outbox` is None while no stream is open. `held` maps tokens to attempts, a claim that is being stored included.
-    `reconciling`: it came back with more than `held` says so far; what it really has is being looked up.
+    `reconciling`: it came back with more than `held` says so far; what it really has is being looked up. `listed` and
+    `fresh` are the pool's: whether it is in the lists of the same names.
     """
 
     namespace: str
@@ -58,6 +64,7 @@ class Worker:
     held: dict[str, Held] = field(default_factory=dict)
     reconciling: bool = False
     listed: bool = False
+    fresh: bool = False
 
     @property
     def connected(self) -> bool:
@@ -69,9 +76,19 @@ class Worker:
         """Whether it may be given another attempt now."""
         return self.outbox is not None and not self.draining and len(self.held) < self.slots
 
-    def takes(self, definition: str, broadcast: bool = False) -> bool:
-        """Whether it wants steps for resources of this definition; broadcasts only if it names the definition."""
-        return definition in self.definitions if self.definitions or broadcast else True
+    def takes(self, definition: str, broadcast: bool = False, selector: Selector = ANY) -> bool:
+        """Whether it wants steps for resources of this definition, and they want it.
+
+        Broadcasts only if it names the definition.
+        """
+        return takes(self, definition, broadcast, selector)
+
+
+def takes(worker: Worker | storage_pb2.SessionRecord, definition: str, broadcast: bool, selector: Selector) -> bool:
+    """The same of any replica's worker."""
+    if (worker.definitions or broadcast) and definition not in worker.definitions:
+        return False
+    return not selector or fulfils(worker.labels, selector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,12 @@ class Waiter:
     run: str
     index: int
     broadcast: bool = False
+    selector: Selector = ANY
+
+    @property
+    def row(self) -> _RowKey:
+        """Those with the same can go to the same workers."""
+        return self.definition, self.broadcast, self.selector
 
 
 class _Row:
@@ -128,11 +151,28 @@ class _Row:
 
 @dataclass(slots=True)
 class _Belt:
-    """All workers of one driver, and all steps that wait for it."""
+    """All workers of one driver, and all steps that wait for it.
+
+    `free` are those with a free slot. `fresh` are those among them that may find something in the rows: the others
+    have looked since they became free, and since the rows were there, so that idle workers and steps that are not for
+    them cost nothing. Both may hold workers that are not free any more.
+    """
 
     workers: dict[str, Worker] = field(default_factory=dict)
     free: deque[Worker] = field(default_factory=deque)
-    rows: dict[tuple[str, bool], _Row] = field(default_factory=dict)
+    fresh: deque[Worker] = field(default_factory=deque)
+    rows: dict[_RowKey, _Row] = field(default_factory=dict)
+
+    def refresh(self, worker: Worker) -> None:
+        """The worker may find something in the rows."""
+        if not worker.fresh:
+            worker.fresh = True
+            self.fresh.append(worker)
+
+    def oldest(self, worker: Worker) -> Waiter | None:
+        """The step that has waited longest among those that the worker takes."""
+        first = min((row.first() for key, row in self.rows.items() if worker.takes(*key)), default=None)
+        return first[2] if first is not None else None
 
 
 class Pool:
@@ -166,6 +206,9 @@ class Pool:
             if worker.listed:
                 belt.free.remove(worker)
                 worker.listed = False
+            if worker.fresh:
+                belt.fresh.remove(worker)
+                worker.fresh = False
             self._drop_if_idle((worker.namespace, worker.driver), belt)
         self._by_session.pop(worker.session, None)
         for token in worker.held:
@@ -191,28 +234,34 @@ class Pool:
 
     def freed(self, worker: Worker) -> None:
         """The worker may have a free slot now: connected, resized or relieved."""
-        if worker.free and not worker.listed and worker.session in self._by_session:
-            self._belts[(worker.namespace, worker.driver)].free.append(worker)
+        if not worker.free or worker.session not in self._by_session:
+            return
+        belt = self._belts[(worker.namespace, worker.driver)]
+        if not worker.listed:
+            belt.free.append(worker)
             worker.listed = True
+        if belt.rows:
+            belt.refresh(worker)
 
     # Attempts
 
-    def reserve(self, namespace: str, driver: str, definition: str, broadcast: bool = False) -> Worker | None:
-        """A worker with a free slot that takes the definition, unless other steps wait for one already."""
-        belt = self._belts.get((namespace, driver))
-        if belt is None or (belt.rows and (definition, broadcast) in belt.rows):
-            return None
-        return self._take(belt, definition, broadcast)
+    def reserve(
+        self, namespace: str, driver: str, definition: str, broadcast: bool = False, selector: Selector = ANY
+    ) -> Worker | None:
+        """A worker with a free slot that takes such a step, unless others like it wait for one already.
 
-    def _take(self, belt: _Belt, definition: str, broadcast: bool) -> Worker | None:
-        """The free worker that has waited longest; it goes to the end of the row."""
+        The one that has been free for longest; it goes to the end of the row.
+        """
+        belt = self._belts.get((namespace, driver))
+        if belt is None or (belt.rows and (definition, broadcast, selector) in belt.rows):
+            return None
         for _ in range(len(belt.free)):
             worker = belt.free.popleft()
             if not worker.free:
                 worker.listed = False
                 continue
             belt.free.append(worker)
-            if worker.takes(definition, broadcast):
+            if worker.takes(definition, broadcast, selector):
                 return worker
         return None
 
@@ -244,7 +293,12 @@ class Pool:
         order = next(self._order)
         steps[waiter.index] = (waiter, order, revision)
         belt = self._belts.setdefault((waiter.namespace, waiter.driver), _Belt())
-        row = belt.rows.setdefault((waiter.definition, waiter.broadcast), _Row())
+        row = belt.rows.get(waiter.row)
+        if row is None:
+            row = belt.rows[waiter.row] = _Row()
+            for worker in belt.free:
+                if worker.takes(*waiter.row):
+                    belt.refresh(worker)
         row.push(ready_time, order, waiter)
 
     def leave(self, run: str, index: int) -> Waiter | None:
@@ -256,33 +310,29 @@ class Pool:
         if not steps:
             del self._waiting[run]
         waiter, order, _ = found
-        key, name = (waiter.namespace, waiter.driver), (waiter.definition, waiter.broadcast)
+        key = (waiter.namespace, waiter.driver)
         belt = self._belts[key]
-        row = belt.rows[name]
+        row = belt.rows[waiter.row]
         row.leave(order)
         if not row:
-            del belt.rows[name]
+            del belt.rows[waiter.row]
             self._drop_if_idle(key, belt)
         return waiter
 
     def match(self, namespace: str, driver: str) -> tuple[Waiter, Worker] | None:
-        """The step that has waited longest among those for which a worker is free, with that worker."""
+        """A free worker, and the step that has waited longest among those that it takes."""
         belt = self._belts.get((namespace, driver))
-        if belt is None or not belt.rows or not belt.free:
+        if belt is None:
             return None
-        best: tuple[tuple[int, int, Waiter], Worker] | None = None
-        for (definition, broadcast), row in belt.rows.items():
-            first = row.first()
-            if best is not None and best[0] < first:
-                continue
-            worker = self._take(belt, definition, broadcast)
-            if worker is not None:
-                best = (first, worker)
-        if best is None:
-            return None
-        waiter = best[0][2]
-        self.leave(waiter.run, waiter.index)
-        return waiter, best[1]
+        while belt.fresh:
+            worker = belt.fresh.popleft()
+            worker.fresh = False
+            waiter = belt.oldest(worker) if worker.free else None
+            if waiter is not None:
+                belt.refresh(worker)
+                self.leave(waiter.run, waiter.index)
+                return waiter, worker
+        return None
 
     def waiting(self, namespace: str, driver: str) -> int:
         """How many steps wait for the driver."""
@@ -295,12 +345,22 @@ class Pool:
         return [waiter for row in belt.rows.values() for waiter in row] if belt is not None else []
 
     def ahead(self, namespace: str, driver: str, run: str) -> dict[int, int]:
-        """Of each step of the run that waits for the driver: how many others go first, by the step's index."""
+        """Of each step of the run that waits for the driver: how many others go first, by the step's index.
+
+        Those that want other workers than it are not counted, as far as it is known who they are.
+        """
         belt = self._belts.get((namespace, driver))
         if belt is None or run not in self._waiting:
             return {}
-        places = sorted(place for row in belt.rows.values() for place in row.places())
-        return {waiter.index: before for before, (*_, waiter) in enumerate(places) if waiter.run == run}
+        found: dict[int, int] = {}
+        for key in {waiter.row for waiter, *_ in self._waiting[run].values() if waiter.driver == driver}:
+            takers = [worker for worker in belt.workers.values() if worker.connected and worker.takes(*key)]
+            rivals = [row for name, row in belt.rows.items() if not takers or any(w.takes(*name) for w in takers)]
+            places = sorted(place for row in rivals for place in row.places())
+            for before, (*_, waiter) in enumerate(places):
+                if waiter.run == run and waiter.row == key:
+                    found[waiter.index] = before
+        return found
 
     def waiting_runs(self) -> set[tuple[str, str]]:
         """Namespace and id of the runs that have steps in a row."""

@@ -10,6 +10,7 @@ from conveyor.expressions.declarations import Declarations
 from conveyor.expressions.errors import Fault, NotAnExpression
 from conveyor.expressions.expression import Expression, check_expression
 from conveyor.expressions.results import NOT_JSON
+from conveyor.expressions.selectors import selector_texts, spell_place
 from conveyor.expressions.template import OPEN, Template, compile_text, spell, texts
 from conveyor.v1 import pipeline_pb2
 
@@ -32,7 +33,8 @@ def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Vi
 
 
 def _may_have(step: pipeline_pb2.Step) -> bool:
-    return bool(step.when) or step.HasField("params") or OPEN in step.gate.message
+    has_values = step.HasField("params") or step.HasField("worker_selector")
+    return bool(step.when) or has_values or OPEN in step.gate.message
 
 
 class _Step:
@@ -53,6 +55,8 @@ class _Step:
             yield from self._text(text, f"{path}.{spell(keys)}")
         if OPEN in step.gate.message:
             yield from self._text(step.gate.message, f"{path}.gate.message", only_text=True)
+        for place, text in selector_texts(step.worker_selector):
+            yield from self._text(text, f"{path}.{spell_place(place)}", only_text=True)
 
     def _text(self, text: str, path: str, *, only_text: bool = False) -> Iterator[Violation]:
         try:

@@ -16,7 +16,8 @@ from conveyor.core.rules import outcome
 from conveyor.expressions import results
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
 from conveyor.expressions.expression import Expression, Values, activation, compile_expression
-from conveyor.expressions.template import OPEN, Template, compile_text, render_struct, render_text, texts
+from conveyor.expressions.selectors import Place, render_selector, selector_texts
+from conveyor.expressions.template import OPEN, Evaluate, Template, compile_text, render_struct, render_text, texts
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
 
@@ -28,13 +29,15 @@ class _StepCode:
     """The compiled expressions of a step.
 
     `asks` is what a gate asks. `together` is all of the others as one, since each evaluation has its price: a list of
-    what its params come to, empty when the condition is false. None when there is only one, or when they don't go
-    together.
+    what its params and then its selector come to, empty when the condition is false. None when there is only one, or
+    when they don't go together.
     """
 
     when: Expression | None
     params: Struct | None
     templates: tuple[tuple[tuple[str | int, ...], Template], ...]
+    selector: pipeline_pb2.LabelSelector | None
+    labels: tuple[tuple[Place, Template], ...]
     roots: frozenset[str]
     steps: frozenset[str]
     asks: Template | None
@@ -45,7 +48,10 @@ class _StepCode:
         """Raises NotAnExpression, which registration rules out."""
         when = compile_expression(step.when) if step.when else None
         templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(step.params))
-        parts = [part.expression for _, template in templates for part in template.parts()]
+        labels = tuple(
+            (place, compile_text(text, compile_expression)) for place, text in selector_texts(step.worker_selector)
+        )
+        parts = [part.expression for _, template in (*templates, *labels) for part in template.parts()]
         asks = compile_text(step.gate.message, compile_expression) if OPEN in step.gate.message else None
         used = [*([when] if when else ()), *parts, *(part.expression for part in (asks.parts() if asks else ()))]
         names = [reference.names for expression in used for reference in expression.outline.references]
@@ -53,6 +59,8 @@ class _StepCode:
             when,
             step.params if templates else None,
             templates,
+            step.worker_selector if labels else None,
+            labels,
             frozenset(each[0] for each in names),
             frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
             asks,
@@ -100,19 +108,16 @@ class RunInputs:
             values = self._values(code, index, seen)
             given = activation(values)
             items = _all_at_once(code, given, values)
-            if items is not None and code.params is not None:
+            if items is not None:
                 if not items:
                     return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
                 each_in_turn = iter(items)
-                return Verdict(params=render_struct(code.params, code.templates, lambda _: next(each_in_turn)))
+                return _made(code, lambda _: next(each_in_turn))
             if code.when is not None and not _holds(code.when, given, values):
                 return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
             if code.asks is not None:
                 return Verdict(message=_asked(code.asks, given, values))
-            if code.params is None:
-                return Verdict(params=self._program.plan.steps[index].params)
-            made = render_struct(code.params, code.templates, lambda each: each.evaluate(given, values))
-            return Verdict(params=made)
+            return _made(code, lambda each: each.evaluate(given, values))
         except MissingValue as error:
             return Verdict(run_pb2.STEP_REASON_INPUT_MISSING, _cut(error))
         except TooLarge as error:
@@ -159,6 +164,13 @@ def _all_at_once(code: _StepCode, given: cel.Activation, values: Values) -> list
     except NoValue:
         return None
     return items
+
+
+def _made(code: _StepCode, evaluate: Evaluate) -> Verdict:
+    """That the step runs, with what its expressions come to."""
+    params = render_struct(code.params, code.templates, evaluate) if code.params is not None else b""
+    selector = render_selector(code.selector, code.labels, evaluate) if code.selector is not None else None
+    return Verdict(params=params, selector=selector)
 
 
 def _holds(when: Expression, given: cel.Activation, values: Values) -> bool:

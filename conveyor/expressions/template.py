@@ -92,7 +92,7 @@ def render(template: Template, target: Value, evaluate: Evaluate, room: int) -> 
 
 
 def render_text(template: Template, evaluate: Evaluate) -> str:
-    """What a text comes to, as text. Raises NoValue."""
+    """What it comes to where only text has a place. Raises NoValue."""
     return "".join(
         piece if isinstance(piece, str) else results.text(evaluate(piece.expression)) for piece in template.pieces
     )

@@ -134,7 +134,8 @@ def full_run(
 ) -> run_pb2.Run:
     """The run with all that belongs to it; `records` are in the order of the snapshot.
 
-    It always fits into a message: of runs with very many long texts, the attempts lose theirs first.
+    It always fits into a message: of runs with very many long texts, what came of expressions is left out first, then
+    the attempts lose theirs.
     """
     run = basic_run(head, mod_revision)
     pipeline = spec.pipeline
@@ -144,6 +145,9 @@ def full_run(
         step_run(head.id, step, i >= main, head.step_states[i], head.step_reasons[i], records[i])
         for i, step in enumerate(steps)
     )
+    for view, record in zip(run.steps, records, strict=True):
+        if record is not None:
+            _show_evaluated(view, record)
     run.pipeline_snapshot.CopyFrom(pipeline)
     run.resource_snapshot.CopyFrom(spec.resource)
     if spec.params:
@@ -209,8 +213,21 @@ def _decision(made: storage_pb2.DecisionRecord) -> run_pb2.GateDecision:
     return run_pb2.GateDecision(decision=made.decision, by=made.by, time=timestamp(made.time), comment=made.comment)
 
 
+def _show_evaluated(view: run_pb2.StepRun, record: storage_pb2.StepRecord) -> None:
+    """Add what came of the step's expressions."""
+    if record.params:
+        view.params.ParseFromString(record.params)
+    if record.HasField("worker_selector"):
+        view.worker_selector.CopyFrom(record.worker_selector)
+
+
 def _shorten(run: run_pb2.Run) -> None:
-    """Cut texts until the run fits: first those of attempts, then those of steps, then the attempts themselves."""
+    """Leave out what came of expressions, then texts of attempts, then those of steps, then attempts, until it fits."""
+    for step in run.steps:
+        step.ClearField("params")
+        step.ClearField("worker_selector")
+    if run.ByteSize() <= _FULL_RUN_BYTES:
+        return
     for step in run.steps:
         for attempt in step.attempts:
             attempt.message = _cut(attempt.message)

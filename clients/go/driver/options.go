@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -44,7 +46,7 @@ type settings struct {
 }
 
 // Option is a setting of a [Driver]. One that is not given comes from the environment: CONVEYOR_ADDRESS,
-// CONVEYOR_NAMESPACE, CONVEYOR_TLS_*, CONVEYOR_SLOTS, CONVEYOR_TRANSPORT and CONVEYOR_NATS.
+// CONVEYOR_NAMESPACE, CONVEYOR_TLS_*, CONVEYOR_SLOTS, CONVEYOR_WORKER_LABELS, CONVEYOR_TRANSPORT and CONVEYOR_NATS.
 type Option func(*settings)
 
 // WithDefinitions names the definitions whose resources the driver wants: their steps, and broadcasts of them. Without
@@ -79,7 +81,8 @@ func WithWorker(name string) Option {
 	return func(s *settings) { s.worker = name }
 }
 
-// WithLabels says something of this worker, for people and selectors.
+// WithLabels says what steps may choose this worker by, over the transport [GRPC]. Those of CONVEYOR_WORKER_LABELS are
+// added whose keys are not among them.
 func WithLabels(labels map[string]string) Option {
 	return func(s *settings) { s.labels = labels }
 }
@@ -124,6 +127,11 @@ func (s settings) complete(name string) (settings, error) {
 	if s.slots < 1 || s.slots > maxSlots {
 		return s, fmt.Errorf("slots is %d; it must be from 1 to %d", s.slots, maxSlots)
 	}
+	labels, err := workerLabels(s.labels, os.Getenv("CONVEYOR_WORKER_LABELS"))
+	if err != nil {
+		return s, err
+	}
+	s.labels = labels
 	s.transport = Transport(either(string(s.transport), either(os.Getenv("CONVEYOR_TRANSPORT"), string(GRPC))))
 	if s.transport != GRPC && s.transport != JetStream {
 		return s, fmt.Errorf("the transport %q is none of %s, %s", s.transport, GRPC, JetStream)
@@ -137,6 +145,24 @@ func (s settings) complete(name string) (settings, error) {
 		s.Logger = slog.Default()
 	}
 	return s, nil
+}
+
+// workerLabels returns the labels that were given, and those of the text, key=value with commas between them, whose keys
+// are not among them.
+func workerLabels(given map[string]string, text string) (map[string]string, error) {
+	labels := map[string]string{}
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		key, value, found := strings.Cut(part, "=")
+		if key = strings.TrimSpace(key); !found || key == "" {
+			return nil, fmt.Errorf("CONVEYOR_WORKER_LABELS has %q, which is not KEY=VALUE, e.g. os=linux", part)
+		}
+		labels[key] = strings.TrimSpace(value)
+	}
+	maps.Copy(labels, given)
+	return labels, nil
 }
 
 func sdk() string { return "conveyor-go/" + conveyor.Version }

@@ -3,7 +3,7 @@
 import pytest
 
 from conveyor.sdk import DEFAULT_ADDRESS, Client, ConfigurationError, Tls
-from conveyor.sdk.config import addresses, flag, is_loopback, namespace, proxied
+from conveyor.sdk.config import addresses, flag, is_loopback, namespace, proxied, worker_labels
 
 
 def test_the_default_is_the_server_on_this_machine():
@@ -19,6 +19,20 @@ def test_the_environment_comes_before_the_default_and_an_argument_before_both():
     assert addresses(["c:3", "[::1]:4"], environment) == ("c:3", "[::1]:4")
     assert namespace(None, environment) == "team"
     assert namespace("other", environment) == "other"
+
+
+def test_labels_are_added_by_the_environment():
+    environment = {"CONVEYOR_WORKER_LABELS": " os=linux,, zone = a ,expr=a=b,empty="}
+    said = {"os": "linux", "zone": "a", "expr": "a=b", "empty": ""}
+    assert worker_labels({}, environment) == said
+    assert worker_labels({"os": "mac", "gpu": "1"}, environment) == {**said, "os": "mac", "gpu": "1"}
+    assert worker_labels({"os": "mac"}, {}) == {"os": "mac"}
+
+
+@pytest.mark.parametrize("bad", ["linux", "=linux", "os=linux,gpu"])
+def test_malformed_labels_are_refused(bad):
+    with pytest.raises(ConfigurationError, match="which is not KEY=VALUE"):
+        worker_labels({}, {"CONVEYOR_WORKER_LABELS": bad})
 
 
 def test_a_missing_port_is_the_default_one():

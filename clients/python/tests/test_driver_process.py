@@ -151,12 +151,15 @@ async def test_the_environment_says_where_and_how(work_server, tmp_path, monkeyp
         monkeypatch.setenv("CONVEYOR_ADDRESS", server.address)
         monkeypatch.setenv("CONVEYOR_NAMESPACE", "team")
         monkeypatch.setenv("CONVEYOR_SLOTS", "7")
+        monkeypatch.setenv("CONVEYOR_WORKER_LABELS", "os=linux,zone=a")
         async with running(write(tmp_path, SIMPLE)):
             hello = (await server.stream()).hello
-            assert (hello.namespace, hello.slots) == ("team", 7)
-        async with running(write(tmp_path, SIMPLE), "-n", "other", "--slots", "2"):
+            assert (hello.namespace, hello.slots, hello.labels) == ("team", 7, {"os": "linux", "zone": "a"})
+        options = ["-n", "other", "--slots", "2", "--label", "zone=b", "--label", "gpu=1"]
+        async with running(write(tmp_path, SIMPLE), *options):
             hello = (await server.stream()).hello
             assert (hello.namespace, hello.slots) == ("other", 2)
+            assert hello.labels == {"os": "linux", "zone": "b", "gpu": "1"}
 
 
 INIT = """
@@ -206,6 +209,8 @@ def test_help_names_options_and_variables(tmp_path):
     [
         (["--slots", "0"], {}, "from 1 to 10000"),
         (["--slots", "x"], {}, "invalid int value"),
+        (["--label", "linux"], {}, "--label has 'linux', which is not KEY=VALUE"),
+        ([], {"CONVEYOR_WORKER_LABELS": "linux"}, "CONVEYOR_WORKER_LABELS has 'linux', which is not KEY=VALUE"),
         (["--transport", "pigeon"], {}, "invalid choice"),
         (["--address", "nowhere:"], {}, "is not host:port"),
         ([], {"CONVEYOR_TRANSPORT": "pigeon"}, "pigeon"),

@@ -1079,9 +1079,14 @@ type StepRun struct {
 	// Of a gate: what was decided so far.
 	Decisions []*GateDecision `protobuf:"bytes,23,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	// The key of the lock that it holds or waits for, or had last.
-	Lock          string `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lock string `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`
+	// Within a run of RUN_VIEW_FULL only: what came of the step's params, if they have expressions. Left out when the run
+	// would not fit into a message otherwise.
+	Params *structpb.Struct `protobuf:"bytes,25,opt,name=params,proto3" json:"params,omitempty"`
+	// The same of its worker_selector.
+	WorkerSelector *LabelSelector `protobuf:"bytes,26,opt,name=worker_selector,json=workerSelector,proto3" json:"worker_selector,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StepRun) Reset() {
@@ -1282,6 +1287,20 @@ func (x *StepRun) GetLock() string {
 	return ""
 }
 
+func (x *StepRun) GetParams() *structpb.Struct {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+func (x *StepRun) GetWorkerSelector() *LabelSelector {
+	if x != nil {
+		return x.WorkerSelector
+	}
+	return nil
+}
+
 // What somebody decided at a gate.
 type GateDecision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1373,12 +1392,15 @@ type StepWait struct {
 	Slots uint32 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
 	// QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know.
 	Ahead *uint32 `protobuf:"varint,7,opt,name=ahead,proto3,oneof" json:"ahead,omitempty"`
-	// QUEUED, and no worker would take it: those of its driver that were connected last, latest first.
+	// QUEUED, and no worker of its driver is connected: those that were last, latest first.
 	LastWorkers []*SeenWorker `protobuf:"bytes,8,rep,name=last_workers,json=lastWorkers,proto3" json:"last_workers,omitempty"`
 	// QUEUED, and others hold its lock.
 	Lock *LockWait `protobuf:"bytes,9,opt,name=lock,proto3" json:"lock,omitempty"`
 	// QUEUED at a gate: how many more people must approve.
-	Approvals     uint32 `protobuf:"varint,10,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	Approvals uint32 `protobuf:"varint,10,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	// QUEUED: workers of its driver that are connected over gRPC and would not take it, because of their labels or
+	// definitions.
+	OtherWorkers  uint32 `protobuf:"varint,11,opt,name=other_workers,json=otherWorkers,proto3" json:"other_workers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1479,6 +1501,13 @@ func (x *StepWait) GetLock() *LockWait {
 func (x *StepWait) GetApprovals() uint32 {
 	if x != nil {
 		return x.Approvals
+	}
+	return 0
+}
+
+func (x *StepWait) GetOtherWorkers() uint32 {
+	if x != nil {
+		return x.OtherWorkers
 	}
 	return 0
 }
@@ -2123,7 +2152,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"LockHolder\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
-	"\x04step\x18\x02 \x01(\tR\x04step\"\xaf\a\n" +
+	"\x04step\x18\x02 \x01(\tR\x04step\"\xa5\b\n" +
 	"\aStepRun\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
@@ -2152,12 +2181,14 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\tinstances\x18\x15 \x01(\rR\tinstances\x12\x1b\n" +
 	"\tchild_run\x18\x16 \x01(\tR\bchildRun\x127\n" +
 	"\tdecisions\x18\x17 \x03(\v2\x19.conveyor.v1.GateDecisionR\tdecisions\x12\x12\n" +
-	"\x04lock\x18\x18 \x01(\tR\x04lock\"\x9b\x01\n" +
+	"\x04lock\x18\x18 \x01(\tR\x04lock\x12/\n" +
+	"\x06params\x18\x19 \x01(\v2\x17.google.protobuf.StructR\x06params\x12C\n" +
+	"\x0fworker_selector\x18\x1a \x01(\v2\x1a.conveyor.v1.LabelSelectorR\x0eworkerSelector\"\x9b\x01\n" +
 	"\fGateDecision\x121\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x15.conveyor.v1.DecisionR\bdecision\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
-	"\acomment\x18\x04 \x01(\tR\acomment\"\xfd\x02\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\"\xa2\x03\n" +
 	"\bStepWait\x12\x14\n" +
 	"\x05needs\x18\x01 \x03(\tR\x05needs\x12\x1d\n" +
 	"\n" +
@@ -2170,7 +2201,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\flast_workers\x18\b \x03(\v2\x17.conveyor.v1.SeenWorkerR\vlastWorkers\x12)\n" +
 	"\x04lock\x18\t \x01(\v2\x15.conveyor.v1.LockWaitR\x04lock\x12\x1c\n" +
 	"\tapprovals\x18\n" +
-	" \x01(\rR\tapprovalsB\b\n" +
+	" \x01(\rR\tapprovals\x12#\n" +
+	"\rother_workers\x18\v \x01(\rR\fotherWorkersB\b\n" +
 	"\x06_ahead\"P\n" +
 	"\n" +
 	"SeenWorker\x12\x12\n" +
@@ -2328,9 +2360,10 @@ var file_conveyor_v1_run_proto_goTypes = []any{
 	(*Resource)(nil),              // 26: conveyor.v1.Resource
 	(*structpb.Struct)(nil),       // 27: google.protobuf.Struct
 	(*DriverResult)(nil),          // 28: conveyor.v1.DriverResult
-	(Decision)(0),                 // 29: conveyor.v1.Decision
-	(Disposition)(0),              // 30: conveyor.v1.Disposition
-	(Outcome)(0),                  // 31: conveyor.v1.Outcome
+	(*LabelSelector)(nil),         // 29: conveyor.v1.LabelSelector
+	(Decision)(0),                 // 30: conveyor.v1.Decision
+	(Disposition)(0),              // 31: conveyor.v1.Disposition
+	(Outcome)(0),                  // 32: conveyor.v1.Outcome
 }
 var file_conveyor_v1_run_proto_depIdxs = []int32{
 	0,  // 0: conveyor.v1.Run.state:type_name -> conveyor.v1.RunState
@@ -2360,33 +2393,35 @@ var file_conveyor_v1_run_proto_depIdxs = []int32{
 	12, // 24: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
 	27, // 25: conveyor.v1.StepRun.matrix:type_name -> google.protobuf.Struct
 	11, // 26: conveyor.v1.StepRun.decisions:type_name -> conveyor.v1.GateDecision
-	29, // 27: conveyor.v1.GateDecision.decision:type_name -> conveyor.v1.Decision
-	24, // 28: conveyor.v1.GateDecision.time:type_name -> google.protobuf.Timestamp
-	24, // 29: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
-	24, // 30: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
-	13, // 31: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
-	8,  // 32: conveyor.v1.StepWait.lock:type_name -> conveyor.v1.LockWait
-	24, // 33: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
-	4,  // 34: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
-	24, // 35: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	24, // 36: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	2,  // 37: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
-	3,  // 38: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
-	15, // 39: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
-	24, // 40: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
-	30, // 41: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
-	31, // 42: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
-	6,  // 43: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
-	18, // 44: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
-	6,  // 45: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
-	10, // 46: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
-	6,  // 47: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
-	24, // 48: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	27, // 27: conveyor.v1.StepRun.params:type_name -> google.protobuf.Struct
+	29, // 28: conveyor.v1.StepRun.worker_selector:type_name -> conveyor.v1.LabelSelector
+	30, // 29: conveyor.v1.GateDecision.decision:type_name -> conveyor.v1.Decision
+	24, // 30: conveyor.v1.GateDecision.time:type_name -> google.protobuf.Timestamp
+	24, // 31: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
+	24, // 32: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
+	13, // 33: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
+	8,  // 34: conveyor.v1.StepWait.lock:type_name -> conveyor.v1.LockWait
+	24, // 35: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
+	4,  // 36: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
+	24, // 37: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	24, // 38: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 39: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
+	3,  // 40: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
+	15, // 41: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
+	24, // 42: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
+	31, // 43: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
+	32, // 44: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
+	6,  // 45: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
+	18, // 46: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
+	6,  // 47: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
+	10, // 48: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
+	6,  // 49: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
+	24, // 50: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_proto_init() }

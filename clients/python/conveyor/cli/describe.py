@@ -21,7 +21,7 @@ from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 
 _PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DESCRIPTION")
-_WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "STATE", "CONNECTED", "PROGRAM")
+_WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS", "STATE", "CONNECTED", "PROGRAM")
 
 
 def describe(message: Message, at: datetime, retries: Sequence[Run] = ()) -> str:
@@ -102,6 +102,7 @@ def _driver(driver: Driver, at: datetime) -> str:
             str(worker.busy),
             str(worker.slots or UNKNOWN),
             ", ".join(worker.definitions),
+            labels(worker),
             "draining" if worker.draining else "",
             moment(worker, "connect_time", at),
             worker.sdk,

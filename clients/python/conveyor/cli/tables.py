@@ -9,7 +9,7 @@ from conveyor.cli.encode import enum_name
 from conveyor.cli.output import Row
 from conveyor.cli.times import age, length
 from conveyor.cli.waiting import waiting
-from conveyor.v1.driver_pb2 import Driver
+from conveyor.v1.driver_pb2 import Driver, Worker
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
@@ -128,6 +128,6 @@ def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
     return f"{message} ({', '.join(marks)})"
 
 
-def labels(message: Pipeline | Resource | ResourceDefinition | Run) -> str:
+def labels(message: Pipeline | Resource | ResourceDefinition | Run | Worker) -> str:
     """Labels in one line."""
     return ", ".join(f"{key}={message.labels[key]}" for key in sorted(message.labels))

@@ -51,7 +51,7 @@ def _row(step: StepRun, now: datetime) -> list[str]:
         ahead = f"{wait.ahead} {_plural('step', wait.ahead)} ahead" if wait.ahead else "next in line"
         workers = f"{wait.workers} {_plural('worker', wait.workers)} with {wait.slots} {_plural('slot', wait.slots)}"
         return [workers, ahead if wait.HasField("ahead") else ""]
-    if step.reason != StepReason.STEP_REASON_NO_WORKER or not step.HasField("wait"):
+    if step.reason != StepReason.STEP_REASON_NO_WORKER or not step.HasField("wait") or wait.other_workers:
         return []
     seen = [
         f"{worker.name} {show_age(time, now)}"

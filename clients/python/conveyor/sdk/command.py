@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from conveyor.sdk import process
+from conveyor.sdk import config, process
 from conveyor.sdk.config import DEFAULT_ADDRESS
 from conveyor.sdk.driver import Driver, TransportName
 from conveyor.sdk.errors import ConfigurationError, ConveyorError
@@ -50,7 +50,20 @@ def _take_options(driver: Driver, argv: Sequence[str] | None) -> None:
         help="how it takes part: the server's Work stream or NATS JetStream (CONVEYOR_TRANSPORT; default grpc)",
     )
     parser.add_argument("--nats", metavar="URL", help="the broker, for --transport jetstream (CONVEYOR_NATS)")
-    for name, value in vars(parser.parse_args(argv)).items():
+    parser.add_argument(
+        "--label",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="something that steps may choose this worker by; again for more (CONVEYOR_WORKER_LABELS, with commas)",
+    )
+    options = vars(parser.parse_args(argv))
+    for text in options.pop("label"):
+        try:
+            driver.labels.update([config.label(text, "--label")])
+        except ConfigurationError as error:
+            parser.error(str(error))
+    for name, value in options.items():
         if value is not None:
             setattr(driver, name, value)
 

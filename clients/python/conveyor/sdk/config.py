@@ -9,6 +9,7 @@
 | CONVEYOR_TLS_CERT, CONVEYOR_TLS_KEY | files of the client's certificate and key (PEM), for mutual TLS |
 | CONVEYOR_TLS_SERVER_NAME | the name that the server's certificate must have, when it is not the address's |
 | CONVEYOR_NO_PROXY | 1: never go through a proxy |
+| CONVEYOR_WORKER_LABELS | what a worker says of itself: `key=value`, several with commas between them |
 """
 
 import ipaddress
@@ -81,6 +82,23 @@ def addresses(given: str | Sequence[str] | None = None, environ: Mapping[str, st
 def namespace(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """The namespace that was given, else that of the environment, else "default"."""
     return given or environ.get("CONVEYOR_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+def worker_labels(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The labels that were given, and those of CONVEYOR_WORKER_LABELS whose keys are not among them.
+
+    ConfigurationError when the variable is malformed.
+    """
+    parts = [part.strip() for part in environ.get("CONVEYOR_WORKER_LABELS", "").split(",")]
+    return {**dict(label(part, "CONVEYOR_WORKER_LABELS") for part in parts if part), **given}
+
+
+def label(text: str, source: str) -> tuple[str, str]:
+    """Key and value of `key=value`. ConfigurationError, which names the source, when it is not that."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigurationError(f"{source} has {text!r}, which is not KEY=VALUE, e.g. os=linux")
+    return key.strip(), value.strip()
 
 
 def flag(name: str, environ: Mapping[str, str] = os.environ) -> bool:

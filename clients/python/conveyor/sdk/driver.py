@@ -60,7 +60,8 @@ class Driver:
 
     An argument that is not given comes from the environment: `namespace` from CONVEYOR_NAMESPACE, `address` from
     CONVEYOR_ADDRESS, `slots` from CONVEYOR_SLOTS (else 1), `transport` from CONVEYOR_TRANSPORT (else "grpc"), `nats`
-    from CONVEYOR_NATS, `tls` from CONVEYOR_TLS_*. `run` takes options that come before both.
+    from CONVEYOR_NATS, `tls` from CONVEYOR_TLS_*, and each label from CONVEYOR_WORKER_LABELS. `run` takes options that
+    come before both.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Driver:
     ) -> None:
         """`definitions`: those whose resources it wants; none: steps for any definition, and no broadcasts.
 
-        `slots`: how many jobs it takes at a time. `worker`: what this process calls itself, default host-pid. `nats`:
-        the URL of the broker, for the transport "jetstream". `drain_timeout`: how many seconds a drain waits for what
-        runs before it is given up (None: until it ends); the server then counts this worker as lost.
+        `slots`: how many jobs it takes at a time. `worker`: what this process calls itself, default host-pid.
+        `labels`: what steps may choose it by, over the transport "grpc". `nats`: the URL of the broker, for the
+        transport "jetstream". `drain_timeout`: how many seconds a drain waits for what runs before it is given up
+        (None: until it ends); the server then counts this worker as lost.
         """
         if isinstance(definitions, str):
             raise ConfigurationError("definitions is a list of names, not a name")
@@ -187,7 +189,7 @@ class Driver:
             worker=self.worker,
             slots=self.slots if self.slots is not None else _slots(os.environ.get("CONVEYOR_SLOTS") or "1"),
             definitions=self.definitions,
-            labels=self.labels,
+            labels=config.worker_labels(self.labels),
         )
         if not 1 <= options.slots <= 10_000:
             raise ConfigurationError(f"slots is {options.slots}; it must be from 1 to 10000")

@@ -662,6 +662,8 @@ class StepRun(_message.Message):
     CHILD_RUN_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    WORKER_SELECTOR_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     step: _builtins.str
@@ -730,6 +732,16 @@ class StepRun(_message.Message):
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateDecision]:
         """Of a gate: what was decided so far."""
 
+    @_builtins.property
+    def params(self) -> _struct_pb2.Struct:
+        """Within a run of RUN_VIEW_FULL only: what came of the step's params, if they have expressions. Left out when the run
+        would not fit into a message otherwise.
+        """
+
+    @_builtins.property
+    def worker_selector(self) -> _pipeline_pb2.LabelSelector:
+        """The same of its worker_selector."""
+
     def __init__(
         self,
         *,
@@ -757,10 +769,12 @@ class StepRun(_message.Message):
         child_run: _builtins.str = ...,
         decisions: _abc.Iterable[Global___GateDecision] | None = ...,
         lock: _builtins.str = ...,
+        params: _struct_pb2.Struct | None = ...,
+        worker_selector: _pipeline_pb2.LabelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "matrix", b"matrix", "next_time", b"next_time", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "matrix", b"matrix", "next_time", b"next_time", "params", b"params", "queue_time", b"queue_time", "result", b"result", "start_time", b"start_time", "wait", b"wait", "worker_selector", b"worker_selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "child_run", b"child_run", "decisions", b"decisions", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "instances", b"instances", "lock", b"lock", "matrix", b"matrix", "matrix_step", b"matrix_step", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "attempt", b"attempt", "attempts", b"attempts", "child_run", b"child_run", "decisions", b"decisions", "driver", b"driver", "end_time", b"end_time", "finally_step", b"finally_step", "inherited", b"inherited", "instances", b"instances", "lock", b"lock", "matrix", b"matrix", "matrix_step", b"matrix_step", "max_attempts", b"max_attempts", "message", b"message", "next_time", b"next_time", "params", b"params", "queue_time", b"queue_time", "reason", b"reason", "result", b"result", "run", b"run", "start_time", b"start_time", "state", b"state", "step", b"step", "wait", b"wait", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,6 +832,7 @@ class StepWait(_message.Message):
     LAST_WORKERS_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     APPROVALS_FIELD_NUMBER: _builtins.int
+    OTHER_WORKERS_FIELD_NUMBER: _builtins.int
     need_count: _builtins.int
     """PENDING: how many they are."""
     workers: _builtins.int
@@ -828,6 +843,10 @@ class StepWait(_message.Message):
     """QUEUED: how many steps wait for the same driver and go first. Not set when the server does not know."""
     approvals: _builtins.int
     """QUEUED at a gate: how many more people must approve."""
+    other_workers: _builtins.int
+    """QUEUED: workers of its driver that are connected over gRPC and would not take it, because of their labels or
+    definitions.
+    """
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """PENDING: the steps that have not ended and must before this one is looked at; the first 20."""
@@ -844,7 +863,7 @@ class StepWait(_message.Message):
 
     @_builtins.property
     def last_workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenWorker]:
-        """QUEUED, and no worker would take it: those of its driver that were connected last, latest first."""
+        """QUEUED, and no worker of its driver is connected: those that were last, latest first."""
 
     @_builtins.property
     def lock(self) -> Global___LockWait:
@@ -863,10 +882,11 @@ class StepWait(_message.Message):
         last_workers: _abc.Iterable[Global___SeenWorker] | None = ...,
         lock: Global___LockWait | None = ...,
         approvals: _builtins.int = ...,
+        other_workers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "lock", b"lock", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "approvals", b"approvals", "last_workers", b"last_workers", "lock", b"lock", "need_count", b"need_count", "needs", b"needs", "since", b"since", "slots", b"slots", "until", b"until", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "approvals", b"approvals", "last_workers", b"last_workers", "lock", b"lock", "need_count", b"need_count", "needs", b"needs", "other_workers", b"other_workers", "since", b"since", "slots", b"slots", "until", b"until", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ahead: _TypeAlias = _typing.Literal["ahead"]  # noqa: Y015
     _WhichOneofArgType__ahead: _TypeAlias = _typing.Literal["_ahead", b"_ahead"]  # noqa: Y015

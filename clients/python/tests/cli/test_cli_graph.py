@@ -25,7 +25,14 @@ steps:
   matrix: {axes: {os: [linux, mac], arch: "${{ params.archs }}"}, maxParallel: 2}
 - {id: publish, driver: ko, needs: [unit, build], triggerRule: NONE_FAILED, timeout: 2h}
 - {id: end, driver: report, needs: [publish, clone], allowFailure: true, retry: {}}
-- {id: lint, driver: 'a"b<c>\\#`'}
+- id: lint
+  driver: 'a"b<c>\\#`'
+  workerSelector:
+    matchLabels: {os: linux, arch: "${{ params.arch }}"}
+    matchExpressions:
+    - {key: zone, operator: NOT_IN, values: [a, b]}
+    - {key: gpu, operator: EXISTS}
+    - {key: spot, operator: DOES_NOT_EXIST}
 finally:
 - {id: graph, driver: broom}
 - {id: show, driver: mail}
@@ -34,7 +41,7 @@ TEXT = """\
 pipeline/release: 6 steps in 4 layers, CONTINUE
 
       1 ┬─ clone    git
-        └─ lint     a"b<c>\\#`
+        └─ lint     a"b<c>\\#`                    on arch=${{ params.arch }}, os=linux, zone notin (a, b), gpu, !spot
       2 ┬─ unit     go-test    ← clone           when params.runTests == "true"
         └─ build    go         ← clone           matrix arch[${{ params.archs }}] × os[2] (2 at a time)
       3 ── publish  ko         ← unit, build     NONE_FAILED, timeout 2h00m

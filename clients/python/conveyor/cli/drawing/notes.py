@@ -5,7 +5,7 @@ from google.protobuf.struct_pb2 import Value
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import enum_name
 from conveyor.cli.terminal import one_line
-from conveyor.v1.pipeline_pb2 import Matrix, Step
+from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Matrix, Step
 
 _ATTEMPTS = 3
 
@@ -26,6 +26,8 @@ def notes(step: Step) -> list[str]:
         found.append(rule)
     if step.when:
         found.append(f"when {one_line(step.when)}")
+    if step.HasField("worker_selector"):
+        found.append(_selector(step.worker_selector))
     if step.HasField("matrix"):
         found.append(_matrix(step.matrix))
     if step.allow_failure:
@@ -35,6 +37,22 @@ def notes(step: Step) -> list[str]:
     if step.HasField("timeout"):
         found.append(f"timeout {show_duration(step.timeout.ToTimedelta().total_seconds())}")
     return found
+
+
+def _selector(selector: LabelSelector) -> str:
+    """Which workers may take it, as one writes selectors for Kubernetes."""
+    terms = [f"{key}={selector.match_labels[key]}" for key in sorted(selector.match_labels)]
+    terms += map(_term, selector.match_expressions)
+    return one_line(f"on {', '.join(terms) or 'any worker'}")
+
+
+def _term(term: LabelRequirement) -> str:
+    if term.operator == LabelOperator.LABEL_OPERATOR_EXISTS:
+        return term.key
+    if term.operator == LabelOperator.LABEL_OPERATOR_DOES_NOT_EXIST:
+        return f"!{term.key}"
+    word = "in" if term.operator == LabelOperator.LABEL_OPERATOR_IN else "notin"
+    return f"{term.key} {word} ({', '.join(term.values)})"
 
 
 def _matrix(matrix: Matrix) -> str:
