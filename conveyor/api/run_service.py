@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from conveyor.api.decisions import Decisions, finished
+from conveyor.api.lock_list import list_locks
 from conveyor.api.object_calls import request_slip
 from conveyor.api.paging import open_page
 from conveyor.api.ports import Engine, Hub, Logs, Waits, closing
@@ -123,8 +124,10 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         return pb.DecideStepResponse(step=await self._decisions.decide(namespace, request, slip))
 
     async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
-        await validate(request)
-        return pb.ListLocksResponse()
+        namespace = await validate(request)
+        page = open_page(request, namespace)
+        locks, after = await list_locks(self._runs.locks, namespace, request.key, page)
+        return pb.ListLocksResponse(locks=locks, next_page_token=page.token(after))
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
         namespace = await validate(request)

@@ -15,6 +15,7 @@ from conveyor.api.checks import DAY, SECOND, Check, Problems
 from conveyor.api.selector_checks import label_selector
 from conveyor.core import limits
 from conveyor.core.graph_check import check_graph
+from conveyor.core.lock_check import check_locks
 from conveyor.core.params import check_params
 from conveyor.expressions.check import check_expressions
 from conveyor.v1 import (
@@ -118,6 +119,10 @@ def _params(problems: Problems, path: str, pipeline: Any, key: str) -> None:
     problems.found.extend(check_params(pipeline.params, path))
 
 
+def _locks(problems: Problems, path: str, pipeline: Any, _: str) -> None:
+    problems.found.extend(check_locks(pipeline, path))
+
+
 def _expressions(problems: Problems, path: str, pipeline: Any, _: str) -> None:
     """The expressions of a pipeline in which nothing else is wrong: what they refer to is known then."""
     if not problems.found:
@@ -178,7 +183,6 @@ _STEP: Rules = (
     ("gate", _gate),
     ("runs", checks.unsupported),
     ("worker_selector", label_selector),
-    ("lock", checks.unsupported),
     ("description", checks.text(limits.STEP_DESCRIPTION_BYTES)),
 )
 _PIPELINE: Rules = (
@@ -192,7 +196,7 @@ _PIPELINE: Rules = (
     ("context", checks.struct(None)),
     ("timeout", checks.duration(SECOND, 366 * DAY)),
     ("finally_timeout", checks.duration(SECOND, 366 * DAY)),
-    ("lock", checks.unsupported),
+    ("", _locks),
     ("", _expressions),
 )
 _DEFINITION: Rules = (

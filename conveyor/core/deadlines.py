@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conveyor.core.draft import Draft
 from conveyor.core.gates import decide_in_time
+from conveyor.core.locks import waits_for_lock
 from conveyor.core.plan import SECOND
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
@@ -89,7 +90,8 @@ def step_due(draft: Draft, index: int) -> None:
         decide_in_time(draft, index)
     elif state == run_pb2.STEP_STATE_QUEUED:
         said = f" ({record.message})" if record.message else ""
-        message = f"no worker took it within {step.queue_timeout / SECOND:g} s{said}"
+        what = "it did not get its lock" if waits_for_lock(record) else "no worker took it"
+        message = f"{what} within {step.queue_timeout / SECOND:g} s{said}"
         draft.finish(index, run_pb2.STEP_STATE_FAILED, run_pb2.STEP_REASON_QUEUE_TIMED_OUT, message)
     elif state == run_pb2.STEP_STATE_RUNNING:
         message = f"attempt {record.attempt} took longer than {step.timeout / SECOND:g} s"

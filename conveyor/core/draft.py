@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conveyor.core.inputs import Seen, Verdict
+from conveyor.core.locks import waiting_message
 from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw
 from conveyor.core.plan import Plan
 from conveyor.core.rules import may_start
@@ -40,6 +41,9 @@ class Draft:
         "head",
         "inputs",
         "jitter",
+        "joins",
+        "leaves",
+        "locked",
         "more",
         "now",
         "open_finally",
@@ -83,6 +87,9 @@ class Draft:
         self.timers: list[int] = []
         self.freed: list[str] = []
         self.ended_steps: list[int] = []
+        self.joins: list[int] = []
+        self.leaves: list[int] = []
+        self.locked = 0
         self.over = head.state in TERMINAL_RUN
 
     # Reading
@@ -102,12 +109,20 @@ class Draft:
 
     def fits(self, index: int) -> bool:
         """Whether this commit has room for the record of the step; if not, another must follow."""
-        if index in self.changed or (len(self.changed) < MAX_RECORDS and self.bytes_taken < MAX_RECORD_BYTES):
+        # A claim on a lock is made or given up by one more operation.
+        operations = len(self.changed) + self.locked
+        if index in self.changed or (operations < MAX_RECORDS and self.bytes_taken < MAX_RECORD_BYTES):
             return True
         self.more = True
         return False
 
     # Primitives
+
+    def mark(self, index: int) -> None:
+        """Have the record of a step stored."""
+        self.changed.add(index)
+        if self.plan.steps[index].lock is not None:
+            self.locked += 1
 
     def edit(self, index: int) -> storage_pb2.StepRecord:
         """The record of a step that was queued before, for changing: a copy, made once."""
@@ -119,7 +134,7 @@ class Draft:
         copy = storage_pb2.StepRecord()
         copy.CopyFrom(record)
         self._steps[index] = copy
-        self.changed.add(index)
+        self.mark(index)
         self.bytes_taken += copy.ByteSize()
         return copy
 
@@ -145,7 +160,7 @@ class Draft:
     def admit(self, index: int, verdict: Verdict) -> None:
         """Do what its expressions make of a step that never was queued: it waits, is skipped, or fails."""
         if not verdict.reason:
-            self.queue(index)
+            self.queue(index, lock=verdict.lock)
             if verdict.message:
                 self.edit(index).message = verdict.message
             if verdict.params:
@@ -160,16 +175,19 @@ class Draft:
             return
         # It had no attempt; its record keeps what is wrong.
         self._steps[index] = storage_pb2.StepRecord(step=self.plan.steps[index].id, queue_time=self.stamp)
-        self.changed.add(index)
+        self.mark(index)
         self.finish(index, run_pb2.STEP_STATE_FAILED, verdict.reason, verdict.message)
 
-    def queue(self, index: int, *, next_attempt: bool = False) -> None:
-        """Make a step ready for a worker: its first attempt, its next one, or the same one again."""
+    def queue(self, index: int, *, next_attempt: bool = False, lock: str = "") -> None:
+        """Make a step ready for a worker: its first attempt, its next one, or the same one again.
+
+        One with a lock waits for that first. `lock` is its key, if that came of expressions.
+        """
         step = self.plan.steps[index]
         if self._steps[index] is None:
             record = storage_pb2.StepRecord(step=step.id, attempt=0 if step.gate else 1, queue_time=self.stamp)
             self._steps[index] = record
-            self.changed.add(index)
+            self.mark(index)
         else:
             record = self.edit(index)
             record.message = ""
@@ -190,10 +208,40 @@ class Draft:
         if step.gate is not None:
             record.message = step.gate.message
             self.set_state(index, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_REASON_AWAITING_DECISION)
-            return
+        elif step.lock is not None and not record.lock.held:
+            self._join(index, lock or step.lock.key, step.lock.limit)
+        else:
+            self._offer(index)
+
+    def _offer(self, index: int) -> None:
+        """Nothing but a worker is missing."""
         self.set_state(index, run_pb2.STEP_STATE_QUEUED)
-        if step.driver:
+        if self.plan.steps[index].driver:
             self.ready.append(index)
+
+    def _join(self, index: int, key: str, limit: int) -> None:
+        record = self.edit(index)
+        record.lock.key = key
+        record.lock.limit = limit
+        record.message = waiting_message(key)
+        self.set_state(index, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_REASON_WAITING_FOR_LOCK)
+        self.joins.append(index)
+
+    def grant(self, index: int) -> None:
+        """The step has the lock that it waited for."""
+        record = self.edit(index)
+        record.lock.held = True
+        record.message = ""
+        record.ready_time = self.stamp
+        self._offer(index)
+
+    def leave(self, index: int, claim: storage_pb2.LockClaim) -> None:
+        """Give up a claim, held or not."""
+        claim.held = False
+        if index in self.joins:
+            self.joins.remove(index)
+        else:
+            self.leaves.append(index)
 
     def take_back(self, index: int) -> None:
         """Queue the current attempt again: nobody ever had it, so neither does the history."""
@@ -255,6 +303,8 @@ class Draft:
             record.message = message
             record.end_time = self.stamp
             record.next_time = 0
+            if record.lock.key:
+                self.leave(index, record.lock)
         step = self.plan.steps[index]
         if step.is_finally:
             self.open_finally -= 1
@@ -353,6 +403,8 @@ class Draft:
             freed=tuple(self.freed),
             ended=not self.over and head.state in TERMINAL_RUN,
             ended_steps=tuple(self.ended_steps),
+            joins=tuple(self.joins),
+            leaves=tuple(self.leaves),
             more=self.more,
             disposition=disposition,
             message=message,

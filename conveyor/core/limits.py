@@ -51,6 +51,9 @@ DECIDED_BY_BYTES = 128
 DECISION_COMMENT_BYTES = 1 << 10
 LOCK_KEY_BYTES = 256
 
+LOCK_HOLDERS = 1000
+"""What the limit of a lock may be."""
+
 RESULT_DATA_BYTES = 64 << 10
 """Data of a result, as JSON."""
 

@@ -315,6 +315,13 @@ class StepDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class LockGranted:
+    """A step, or the run as a whole (`locks.RUN`), holds the lock that it waits for."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed: deadlines, back-offs and bounds that are due take effect."""
 
@@ -333,6 +340,7 @@ Event = (
     | CancelRequested
     | InputRefused
     | StepDecided
+    | LockGranted
     | Tick
 )
 
@@ -368,8 +376,9 @@ class Decision:
     `changed`: indexes of the step records to store; the head is to be stored whenever `dirty`. `ready`: steps that
     became QUEUED and belong to nobody yet. `stops` and `withdrawals` are effects for after the commit. `timers`:
     new times at which a Tick is due. `ended`: the run became terminal; `ended_steps`: so did these steps. `more`: a
-    Continue must follow, or `rest` if there is one. `freed`: tokens whose attempts ended. `disposition` and `message`
-    answer a result. A decision that is not dirty may still have withdrawals.
+    Continue must follow, or `rest` if there is one. `freed`: tokens whose attempts ended. `joins` and `leaves`: steps
+    (or `locks.RUN`) whose claim on a lock is made, or given up, in this commit. `disposition` and `message` answer a
+    result. A decision that is not dirty may still have withdrawals.
     """
 
     state: RunState
@@ -382,6 +391,8 @@ class Decision:
     freed: tuple[str, ...] = ()
     ended: bool = False
     ended_steps: tuple[int, ...] = ()
+    joins: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()
     more: bool = False
     disposition: result_pb2.Disposition.ValueType = result_pb2.DISPOSITION_UNSPECIFIED
     message: str = ""
@@ -408,6 +419,8 @@ class Decision:
             freed=self.freed + later.freed,
             ended=self.ended or later.ended,
             ended_steps=self.ended_steps + later.ended_steps,
+            joins=tuple(i for i in self.joins if i not in later.leaves) + later.joins,
+            leaves=self.leaves + tuple(i for i in later.leaves if i not in self.joins),
             more=self.more or later.more,
             disposition=self.disposition or later.disposition,
             message=self.message or later.message,

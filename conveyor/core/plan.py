@@ -22,6 +22,7 @@ DEFAULT_INITIAL_BACKOFF = 1 * SECOND
 DEFAULT_MAX_BACKOFF = 60 * SECOND
 DEFAULT_MULTIPLIER = 2.0
 DEFAULT_JITTER = 0.1
+DEFAULT_LOCK_LIMIT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,15 @@ class RetryPlan:
 
 NO_RETRY = RetryPlan()
 
+
+@dataclass(frozen=True, slots=True)
+class LockPlan:
+    """A lock that a step holds while it is under way. A `key` that comes of expressions is empty."""
+
+    key: str
+    limit: int
+
+
 EXPRESSION_MARK = b"${{"
 """Where an expression begins within the text of a step's params."""
 
@@ -63,8 +73,9 @@ class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
     A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a gate is
-    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs, with which params and on which
-    workers; those of one whose params have none are `params`, a serialized Struct, and so is its `selector`.
+    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs, with which params, on which workers
+    and under which lock; those of one whose params have none are `params`, a serialized Struct, and so is its
+    `selector`.
     """
 
     index: int
@@ -82,6 +93,7 @@ class PlanStep:
     params: bytes = b""
     selector: Selector = ANY
     gate: GatePlan | None = None
+    lock: LockPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,23 @@ def _selector(step: pipeline_pb2.Step) -> tuple[bool, Selector]:
     return False, compile_selector(step.worker_selector)
 
 
+def lock_limit(lock: pipeline_pb2.Lock) -> int:
+    """How many holders a lock may have."""
+    return lock.limit if lock.HasField("limit") else DEFAULT_LOCK_LIMIT
+
+
+def _lock(step: pipeline_pb2.Step) -> LockPlan | None:
+    if not step.HasField("lock"):
+        return None
+    return LockPlan("" if EXPRESSION_MARK.decode() in step.lock.key else step.lock.key, lock_limit(step.lock))
+
+
+def _judged(step: pipeline_pb2.Step) -> bool:
+    """Whether the step has a condition, or expressions in its texts."""
+    mark = EXPRESSION_MARK.decode()
+    return bool(step.when) or mark in step.gate.message or mark in step.lock.key
+
+
 def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
     """The plan of a pipeline that was validated before; a pipeline without a name is a broadcast."""
     main = len(pipeline.steps)
@@ -216,12 +245,11 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
             queue_timeout=_queue_timeout(step),
             retry=_retry_plan(step),
-            judged=(
-                bool(step.when) or params[i][0] or selectors[i][0] or EXPRESSION_MARK.decode() in step.gate.message
-            ),
+            judged=_judged(step) or params[i][0] or selectors[i][0],
             params=params[i][1],
             selector=selectors[i][1],
             gate=_gate_plan(step),
+            lock=_lock(step),
         )
         for i, step in enumerate(sources)
     )

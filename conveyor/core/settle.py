@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from conveyor.core.deadlines import grace_left
 from conveyor.core.draft import Draft
+from conveyor.core.locks import RUN
 from conveyor.core.model import OVERDUE, TERMINAL_STEP
 from conveyor.core.plan import SECOND
 from conveyor.core.rules import STOPPED_BY_FAIL_FAST, judge, outcome
@@ -168,6 +169,8 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
 def _finish_run(draft: Draft) -> None:
     head, plan = draft.head, draft.plan
     head.end_time = draft.stamp
+    if head.lock.key:
+        draft.leave(RUN, head.lock)
     if head.outcome:
         head.state = head.outcome
         return

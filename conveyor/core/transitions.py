@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conveyor.core import limits
 from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
-from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, MAX_RECORD_BYTES, Draft, withdrawal
+from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, Draft, withdrawal
 from conveyor.core.gates import Standing, decide, standing
+from conveyor.core.locks import run_waits_for_lock, waits_for_lock
 from conveyor.core.model import (
     OVERDUE,
     TERMINAL_STEP,
@@ -18,6 +18,7 @@ from conveyor.core.model import (
     Decision,
     Event,
     InputRefused,
+    LockGranted,
     NotReceived,
     ResultReceived,
     RunCreated,
@@ -34,6 +35,7 @@ from conveyor.core.model import (
 from conveyor.core.results import on_result
 from conveyor.core.rules import may_start
 from conveyor.core.settle import find_candidates, settle
+from conveyor.core.start import on_created, on_lock_granted
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
@@ -51,26 +53,6 @@ def apply(state: RunState, event: Event, now: int, jitter: float = 0.5) -> Decis
 
 
 # The run
-
-
-def _on_created(state: RunState, event: RunCreated, now: int, jitter: float) -> Decision:
-    if state.head.state != run_pb2.RUN_STATE_PENDING or (waits_for_runs(state.head) and not event.turn):
-        return Decision(state)
-    draft = Draft(state, now, jitter)
-    head = draft.head
-    head.deadline = min(head.deadline or now + state.plan.timeout, now + state.plan.timeout)
-    head.state = run_pb2.RUN_STATE_RUNNING
-    head.reason = run_pb2.RUN_REASON_UNSPECIFIED
-    head.message = ""
-    draft.timers.append(head.deadline)
-    if draft.plan.broadcast and not draft.plan.steps:
-        head.reason = run_pb2.RUN_REASON_NO_DRIVER
-        head.message = f"no driver listens to {head.definition}"
-    # The same commit stores the snapshot, which leaves little room for params of the first steps.
-    draft.bytes_taken = MAX_RECORD_BYTES - limits.STEP_PARAMS_BYTES
-    find_candidates(draft)
-    settle(draft)
-    return draft.decide()
 
 
 def _on_continue(state: RunState, event: Continue | Tick, now: int, jitter: float) -> Decision:
@@ -100,8 +82,9 @@ def _on_cancel(state: RunState, event: CancelRequested, now: int, jitter: float)
         return Decision(state)
     draft = Draft(state, now, jitter, thorough=True)
     head = draft.head
-    # One that waits for older runs has nothing to clean up, and its finally steps must not run beside theirs.
-    force = event.force or waits_for_runs(state.head)
+    # One that waits for older runs or for its lock has nothing to clean up, and its finally steps must not run beside
+    # those of others.
+    force = event.force or waits_for_runs(state.head) or run_waits_for_lock(state.head)
     if head.state != run_pb2.RUN_STATE_CANCELLING:
         draft.begin_cancelling(run_pb2.RUN_STATE_CANCELLED, event.reason, event.message, event.grace)
         head.cancel_message = event.message
@@ -123,6 +106,7 @@ def _waits_for_worker(state: RunState, index: int) -> bool:
         and record.state == run_pb2.STEP_STATE_QUEUED
         and not record.token
         and bool(state.plan.steps[index].driver)
+        and not waits_for_lock(record)
         and may_start(state.plan, state.head, state.failed, index)
     )
 
@@ -298,7 +282,7 @@ def _on_ticket_withdrawn(state: RunState, event: TicketWithdrawn, now: int, jitt
 
 
 _HANDLERS: dict[type, Callable[[RunState, Any, int, float], Decision]] = {
-    RunCreated: _on_created,
+    RunCreated: on_created,
     Continue: _on_continue,
     Claimed: _on_claimed,
     Waiting: _on_waiting,
@@ -311,6 +295,7 @@ _HANDLERS: dict[type, Callable[[RunState, Any, int, float], Decision]] = {
     CancelRequested: _on_cancel,
     InputRefused: _on_input_refused,
     StepDecided: _on_decided,
+    LockGranted: on_lock_granted,
     Tick: _on_continue,
 }
 

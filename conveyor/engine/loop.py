@@ -19,6 +19,7 @@ from conveyor.engine.clock import Now
 from conveyor.engine.dispatch import Dispatch, Dispatcher, Send
 from conveyor.engine.handover import Handover, cancellation
 from conveyor.engine.lanes import LaneKeeper
+from conveyor.engine.locks import LockKeeper
 from conveyor.engine.metrics import EngineMetrics
 from conveyor.engine.own import OwnRevisions
 from conveyor.engine.sessions_view import SessionsView
@@ -75,6 +76,7 @@ class Engine(Handover):
         self.unattached: dict[str, dict[str, Held]] = {}  # by session, then token: known before their worker is back
         self.own_revisions = OwnRevisions()
         self.lanes = LaneKeeper(self, runs.lanes)
+        self.locks = LockKeeper(self, runs.locks)
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._weight = 0
 
@@ -282,6 +284,7 @@ class Engine(Handover):
             else:
                 for index in dispatch.tickets:
                     tickets.publish(run, index)
+        self.locks.follow(run, decision)
         self._stop_waiting(run, decision)
         for index in dispatch.waits:
             self.wait(run, index)

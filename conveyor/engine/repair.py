@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from conveyor.core.locks import run_waits_for_lock, waits_for_lock
 from conveyor.core.model import Continue, NotReceived, RunCreated, WorkerLost, waits_for_runs
 from conveyor.core.transitions import apply
 from conveyor.engine.workers import Held
@@ -21,8 +22,13 @@ log = structlog.get_logger("conveyor.engine")
 
 
 def waits(record: storage_pb2.StepRecord | None) -> bool:
-    """Whether the step is queued and belongs to nobody."""
-    return record is not None and record.state == run_pb2.STEP_STATE_QUEUED and not record.token
+    """Whether the step is queued, belongs to nobody, and lacks nothing but a worker."""
+    return (
+        record is not None
+        and record.state == run_pb2.STEP_STATE_QUEUED
+        and not record.token
+        and not waits_for_lock(record)
+    )
 
 
 def resume(engine: Engine, run: StoredRun) -> None:
@@ -33,9 +39,10 @@ def resume(engine: Engine, run: StoredRun) -> None:
     head = run.head
     key = (head.namespace, head.id)
     engine.set_timer(key, run)
+    engine.locks.resume(run)
     if waits_for_runs(head):
         engine.lanes.look_soon(head)
-    elif head.state == run_pb2.RUN_STATE_PENDING:
+    elif head.state == run_pb2.RUN_STATE_PENDING and not run_waits_for_lock(head):
         engine.spawn(engine.handle(*key, RunCreated()))
     elif apply(run.state, Continue(), engine.now()).dirty:
         # A commit had no room for all that follows, and the next one never came; or something is due.

@@ -70,6 +70,7 @@ class Sweep:
             if looked_at % _AT_ONCE == 0:
                 # Others are not to wait for all of it.
                 await asyncio.sleep(0)
+        await engine.locks.clear()
 
     async def _look(self, key: RunKey, found: StoredRun | errors.NotFound | Unreadable) -> None:
         if isinstance(found, errors.NotFound):

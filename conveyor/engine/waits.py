@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conveyor.core.gates import missing
+from conveyor.core.locks import RUN
 from conveyor.core.model import TERMINAL_STEP, waits_for_runs
 from conveyor.core.selectors import Selector
+from conveyor.engine import repair
 from conveyor.engine.loop import Engine
 from conveyor.engine.workers import takes
 from conveyor.state.lanes import lane_key
+from conveyor.state.locks import Lock, claim_key, claim_of, holder, open_claims
 from conveyor.state.runs import StoredRun
 from conveyor.state.sessions import SessionStore
 from conveyor.state.views import seen_workers, set_queue_wait, timestamp
 from conveyor.v1 import run_pb2
 
 _NEEDS_NAMED = 20
+_HOLDERS_NAMED = 20
 
 
 class Waits:
@@ -33,6 +37,7 @@ class Waits:
             ahead = lane.position(run.head.id)
             if ahead > 0:
                 shown.wait.CopyFrom(run_pb2.RunWait(run=lane.entries[0].run, ahead=ahead))
+        await self._locks(run, shown)
         queued: dict[tuple[str, Selector], list[int]] = {}
         for index, step in enumerate(steps):
             record = run.state.steps[index]
@@ -47,10 +52,25 @@ class Waits:
                 gate = run.state.plan.steps[index].gate
                 if gate is not None:
                     step.wait.approvals = missing(gate, record)
-                elif not record.token:
+                elif repair.waits(record):
                     queued.setdefault((step.driver, run.state.selector(index)), []).append(index)
         for (driver, selector), indexes in queued.items():
             await self._row(run, driver, selector, [(index, steps[index].wait) for index in indexes])
+
+    async def _locks(self, run: StoredRun, shown: run_pb2.Run) -> None:
+        """Say of the run, and of steps, who has the lock that they wait for."""
+        found: dict[str, Lock] = {}
+        for index in open_claims(run.state):
+            claim = claim_of(run.state, index)
+            if claim.held:
+                continue
+            lock = found.get(claim.key)
+            if lock is None:
+                lock = found[claim.key] = await self._engine.runs.locks.read(run.head.namespace, claim.key)
+            wait = shown.wait.lock if index == RUN else shown.steps[index].wait.lock
+            wait.key, wait.limit = claim.key, claim.limit
+            wait.holders.extend(map(holder, lock.holders[:_HOLDERS_NAMED]))
+            wait.ahead = max(0, lock.ahead(claim_key(run.state, index)))
 
     def _needs(self, run: StoredRun, index: int, wait: run_pb2.StepWait) -> None:
         plan, states = run.state.plan, run.head.step_states

@@ -22,10 +22,11 @@ _NO_PLACE_IN_TEXT = ("LIST", "MAP", "NULL", "conveyor.")
 
 def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Violation]:
     """What is wrong with the expressions of a pipeline whose steps, needs and parameters were checked before."""
-    if not any(map(_may_have, (*pipeline.steps, *pipeline.finally_steps))):
+    if not pipeline.HasField("lock") and not any(map(_may_have, (*pipeline.steps, *pipeline.finally_steps))):
         return
     plan = compile_plan(pipeline)
     declared = [Declarations.of(pipeline.params, after_all=after) for after in (False, True)]
+    yield from _BeforeSteps(plan, 0, declared[False]).lock(pipeline.lock, f"{path}.lock")
     for name, steps, first in (("steps", pipeline.steps, 0), ("finally", pipeline.finally_steps, plan.main)):
         for i, step in enumerate(steps):
             checker = _Step(plan, first + i, declared[bool(first)])
@@ -34,7 +35,7 @@ def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Vi
 
 def _may_have(step: pipeline_pb2.Step) -> bool:
     has_values = step.HasField("params") or step.HasField("worker_selector")
-    return bool(step.when) or has_values or OPEN in step.gate.message
+    return bool(step.when) or has_values or OPEN in step.gate.message or OPEN in step.lock.key
 
 
 class _Step:
@@ -57,6 +58,12 @@ class _Step:
             yield from self._text(step.gate.message, f"{path}.gate.message", only_text=True)
         for place, text in selector_texts(step.worker_selector):
             yield from self._text(text, f"{path}.{spell_place(place)}", only_text=True)
+        yield from self.lock(step.lock, f"{path}.lock")
+
+    def lock(self, lock: pipeline_pb2.Lock, path: str) -> Iterator[Violation]:
+        """What is wrong with the expressions in the key of a lock."""
+        if OPEN in lock.key:
+            yield from self._text(lock.key, f"{path}.key", only_text=True)
 
     def _text(self, text: str, path: str, *, only_text: bool = False) -> Iterator[Violation]:
         try:
@@ -120,6 +127,16 @@ class _Step:
             return f"step {step} refers to itself"
         hint = "" if self._plan.is_list or own.is_finally else "; it must be among its needs, directly or not"
         return f"step {step} does not end before step {own.id} begins{hint}"
+
+
+class _BeforeSteps(_Step):
+    """Checks what is evaluated when a run is made."""
+
+    def _unknown_steps(self, expression: Expression) -> Iterator[Fault]:
+        for reference in expression.outline.references:
+            if reference.names[0] == "steps":
+                said = "none of the steps has ended when this is evaluated; it is when the run is made"
+                yield _place(expression.text, reference.offset, said)
 
 
 def _place(text: str, offset: int, said: str) -> Fault:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cel_expr_python import cel
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from conveyor.core import limits
 from conveyor.core.inputs import Seen, Verdict
+from conveyor.core.locks import RUN
 from conveyor.core.model import TERMINAL_STEP
 from conveyor.core.plan import Plan
 from conveyor.core.rules import outcome
@@ -41,6 +43,7 @@ class _StepCode:
     roots: frozenset[str]
     steps: frozenset[str]
     asks: Template | None
+    lock: Template | None
     together: Expression | None
 
     @classmethod
@@ -52,8 +55,9 @@ class _StepCode:
             (place, compile_text(text, compile_expression)) for place, text in selector_texts(step.worker_selector)
         )
         parts = [part.expression for _, template in (*templates, *labels) for part in template.parts()]
-        asks = compile_text(step.gate.message, compile_expression) if OPEN in step.gate.message else None
-        used = [*([when] if when else ()), *parts, *(part.expression for part in (asks.parts() if asks else ()))]
+        asks, lock = _compiled(step.gate.message), _compiled(step.lock.key)
+        in_text = [part.expression for text in (asks, lock) if text for part in text.parts()]
+        used = [*([when] if when else ()), *parts, *in_text]
         names = [reference.names for expression in used for reference in expression.outline.references]
         return cls(
             when,
@@ -64,8 +68,19 @@ class _StepCode:
             frozenset(each[0] for each in names),
             frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
             asks,
+            lock,
             _together(when, parts) if parts and len(used) > 1 else None,
         )
+
+    @classmethod
+    def of_run(cls, pipeline: pipeline_pb2.Pipeline) -> _StepCode:
+        """What is evaluated for a run as a whole. Raises NotAnExpression, which registration rules out."""
+        return cls.of(pipeline_pb2.Step(lock=pipeline.lock))
+
+
+def _compiled(text: str) -> Template | None:
+    """A text, if it has expressions."""
+    return compile_text(text, compile_expression) if OPEN in text else None
 
 
 def _together(when: Expression | None, parts: Sequence[Expression]) -> Expression | None:
@@ -84,12 +99,20 @@ class Program:
         self._sources = [*pipeline.steps, *pipeline.finally_steps]
         self.plan = plan
         self._codes: dict[int, _StepCode] = {}
+        self._pipeline = pipeline
 
     def code(self, index: int) -> _StepCode:
         """What the step's expressions are."""
         code = self._codes.get(index)
         if code is None:
             code = self._codes[index] = _StepCode.of(self._sources[index])
+        return code
+
+    def run_code(self) -> _StepCode:
+        """What is evaluated for a run as a whole."""
+        code = self._codes.get(RUN)
+        if code is None:
+            code = self._codes[RUN] = _StepCode.of_run(self._pipeline)
         return code
 
 
@@ -107,23 +130,37 @@ class RunInputs:
             code = self._program.code(index)
             values = self._values(code, index, seen)
             given = activation(values)
-            items = _all_at_once(code, given, values)
-            if items is not None:
-                if not items:
-                    return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
-                each_in_turn = iter(items)
-                return _made(code, lambda _: next(each_in_turn))
-            if code.when is not None and not _holds(code.when, given, values):
-                return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
-            if code.asks is not None:
-                return Verdict(message=_asked(code.asks, given, values))
-            return _made(code, lambda each: each.evaluate(given, values))
+            verdict = self._judge(code, given, values)
+            if verdict.reason or code.lock is None:
+                return verdict
+            return replace(verdict, lock=_key(code.lock, given, values))
         except MissingValue as error:
             return Verdict(run_pb2.STEP_REASON_INPUT_MISSING, _cut(error))
         except TooLarge as error:
             return Verdict(run_pb2.STEP_REASON_INPUT_TOO_LARGE, _cut(error))
         except (NoValue, NotAnExpression) as error:
             return Verdict(run_pb2.STEP_REASON_INPUT_INVALID, _cut(error))
+
+    def _judge(self, code: _StepCode, given: cel.Activation, values: Values) -> Verdict:
+        items = _all_at_once(code, given, values)
+        if items is not None:
+            if not items:
+                return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+            each_in_turn = iter(items)
+            return _made(code, lambda _: next(each_in_turn))
+        if code.when is not None and not _holds(code.when, given, values):
+            return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+        if code.asks is not None:
+            return Verdict(message=_asked(code.asks, given, values))
+        return _made(code, lambda each: each.evaluate(given, values))
+
+    def run_lock(self, head: storage_pb2.RunHead) -> str:
+        """The key of the pipeline's lock for this run. Raises NoValue, and NotAnExpression."""
+        code = self._program.run_code()
+        if code.lock is None:
+            return self._spec.pipeline.lock.key
+        values = self._values(code, 0, Seen(head, head.step_states, head.step_reasons, ()))
+        return _key(code.lock, activation(values), values)
 
     def repeats(self, index: int) -> bool:
         """Whether a retry's condition comes to the same; one that looks at the run itself may not."""
@@ -185,6 +222,16 @@ def _asked(asks: Template, given: cel.Activation, values: Values) -> str:
         return render_text(asks, lambda each: each.evaluate(given, values))[:_MESSAGE_CHARS]
     except NoValue as error:
         raise type(error)(f"gate.message: {error}") from None
+
+
+def _key(lock: Template, given: cel.Activation, values: Values) -> str:
+    try:
+        key = render_text(lock, lambda each: each.evaluate(given, values))
+        if not 1 <= (size := len(key.encode())) <= limits.LOCK_KEY_BYTES:
+            raise NoValue(f"it has {size} bytes; a key has 1 to {limits.LOCK_KEY_BYTES}")
+    except NoValue as error:
+        raise type(error)(f"lock.key: {error}") from None
+    return key
 
 
 def _run(plan: Plan, index: int, seen: Seen) -> dict[str, object]:

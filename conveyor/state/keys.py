@@ -15,6 +15,7 @@ SESSIONS = ROOT + "sessions/"
 REPLICAS = ROOT + "replicas/"
 LEADER = ROOT + "leader"
 QUARANTINE = ROOT + "quarantine/"
+LOCKS = ROOT + "locks/"
 RESTORED = ROOT + "restored"
 """There from when the store was put back to an earlier state until the runs have been gone through."""
 HISTORY = ROOT + "history-name"
@@ -83,6 +84,25 @@ def index_resource(namespace: str, definition: str, name: str) -> str:
 def lane(namespace: str, pipeline: str, definition_name: str, name: str) -> str:
     """Key of the runs that a resource has on a pipeline one after the other."""
     return f"{ROOT}lanes/{namespace}/{pipeline}/{definition_name}/{name}"
+
+
+def locks(namespace: str, key: str = "") -> str:
+    """Prefix of the claims on the locks of a namespace, or on one of them.
+
+    A lock's key may be any text. In hexadecimal digits it has no "/", and keeps its order among others.
+    """
+    return f"{LOCKS}{namespace}/" + (f"{key.encode().hex()}/" if key else "")
+
+
+def claim(namespace: str, key: str, run: str, step_id: str) -> str:
+    """Key of the claim of a step on a lock; `step_id` is empty for the run as a whole."""
+    return f"{locks(namespace, key)}{run}/{step_id or '-'}"
+
+
+def parse_claim(store_key: str) -> tuple[str, str, str, str]:
+    """Namespace, lock key, run and step id ("" for the whole run) of a key below LOCKS."""
+    namespace, key, run, step_id = store_key.removeprefix(LOCKS).split("/")
+    return namespace, bytes.fromhex(key).decode(), run, "" if step_id == "-" else step_id
 
 
 def definitions(namespace: str) -> str:

@@ -13,11 +13,13 @@ from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
 from conveyor.core.model import Decision, RunState, new_run
-from conveyor.core.plan import compile_plan
+from conveyor.core.plan import compile_plan, lock_limit
+from conveyor.expressions.errors import NotAnExpression, NoValue
 from conveyor.expressions.program import Program, RunInputs
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
 from conveyor.state.lanes import Change, Lanes
+from conveyor.state.locks import Locks, joined, left
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Guard, KeyValue, Put, Store
 from conveyor.v1 import pipeline_pb2, resource_pb2
@@ -29,6 +31,7 @@ _SPEC_BYTES_KEPT = 8 << 20
 _READS_AT_ONCE = 64
 _RUNS_PER_READ = 32
 _DELETES_AT_ONCE = 80
+_MESSAGE_CHARS = 1024
 
 
 class Unreadable(errors.InternalError):
@@ -84,6 +87,7 @@ class Runs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.lanes = Lanes(store)
+        self.locks = Locks(store)
         self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
         self._specs = Cache(_SPEC_BYTES_KEPT)
 
@@ -114,7 +118,7 @@ class Runs:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
     ) -> StoredRun:
-        """A run that is not stored yet."""
+        """A run that is not stored yet. Raises errors.InvalidRequest when its lock's key cannot be evaluated."""
         head = storage_pb2.RunHead(
             namespace=namespace,
             id=run_id,
@@ -130,6 +134,9 @@ class Runs:
         spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
         program = self._program(pipeline)
         inputs = RunInputs(program, spec) if program.plan.judged else None
+        if pipeline.HasField("lock"):
+            head.lock.key = _lock_key(RunInputs(program, spec), head)
+            head.lock.limit = lock_limit(pipeline.lock)
         return StoredRun(new_run(program.plan, head, inherited, inputs), 0, spec)
 
     def creation(self, run: StoredRun, decision: Decision) -> NewRun:
@@ -158,6 +165,7 @@ class Runs:
         """
         head = decision.state.head
         deletes = [keys.active(head.namespace, head.id)] if decision.state.terminal and not run.state.terminal else []
+        deletes += left(decision)
         guards, puts = [Guard(keys.head(head.namespace, head.id), run.revision)], _changes(decision)
         if lane is not None:
             guards.append(lane.guard)
@@ -298,6 +306,14 @@ class Runs:
         return head
 
 
+def _lock_key(inputs: RunInputs, head: storage_pb2.RunHead) -> str:
+    try:
+        return inputs.run_lock(head)
+    except (NoValue, NotAnExpression) as error:
+        text = f"cannot be evaluated: {str(error).removeprefix('lock.key: ')[:_MESSAGE_CHARS]}"
+        raise errors.InvalidRequest(violations=[errors.Violation("pipeline.lock.key", text)]) from None
+
+
 def _head(kv: KeyValue) -> tuple[storage_pb2.RunHead, int] | None:
     try:
         return storage_pb2.RunHead.FromString(kv.value), kv.mod_revision
@@ -307,7 +323,7 @@ def _head(kv: KeyValue) -> tuple[storage_pb2.RunHead, int] | None:
 
 
 def _changes(decision: Decision) -> list[Put]:
-    """The head and the step records that a decision changed."""
+    """The head and the step records that a decision changed, and the claims on locks that it made."""
     state = decision.state
     head = state.head
     namespace, run_id = head.namespace, head.id
@@ -316,4 +332,4 @@ def _changes(decision: Decision) -> list[Put]:
         record = state.steps[index]
         if record is not None:
             puts.append(Put(keys.step(namespace, run_id, record.step), record.SerializeToString()))
-    return puts
+    return puts + joined(decision)

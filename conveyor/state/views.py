@@ -114,6 +114,7 @@ def step_run(
     view.message = record.message or (SKIP_MESSAGES.get(reason, "") if state == run_pb2.STEP_STATE_SKIPPED else "")
     view.attempt = record.attempt
     view.inherited = record.inherited
+    view.lock = record.lock.key
     _set_time(view.queue_time, record.queue_time)
     _set_time(view.start_time, record.start_time)
     _set_time(view.end_time, record.end_time)

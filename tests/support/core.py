@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_RECORDS
+from conveyor.core.locks import RUN, waits_for_lock
 from conveyor.core.model import (
     Claim,
     Claimed,
@@ -27,6 +28,7 @@ from conveyor.core.model import (
 )
 from conveyor.core.plan import SECOND, compile_plan
 from conveyor.core.transitions import apply, next_timer
+from conveyor.state.locks import open_claims
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 
@@ -249,8 +251,10 @@ def check(before: RunState, decision: Decision) -> None:
     if not decision.dirty:
         assert after is before
         assert not any((decision.changed, decision.ready, decision.stops, decision.freed, decision.more))
+        assert not decision.joins + decision.leaves
         return
-    assert len(decision.changed) <= MAX_RECORDS
+    assert len(decision.changed) + len(decision.joins) + len(decision.leaves) <= MAX_RECORDS + 2
+    check_claims(before, decision)
     assert len(set(decision.ready)) == len(decision.ready)
     if before.terminal:
         assert head == before.head, "a run that ended changed"
@@ -276,8 +280,18 @@ def check(before: RunState, decision: Decision) -> None:
     for index in decision.ready:
         ready = after.steps[index]
         assert ready is not None
+        assert not waits_for_lock(ready)
         assert ready.state == QUEUED
         assert not ready.token
+
+
+def check_claims(before: RunState, decision: Decision) -> None:
+    """Whoever begins to want a lock joins it, and leaves it in the commit that ends its way."""
+    had, has = set(open_claims(before)), set(open_claims(decision.state))
+    assert set(decision.joins) == has - had
+    # A run that waited for its turn had joined nothing yet.
+    assert set(decision.leaves) - {RUN} == had - has - {RUN}
+    assert RUN not in had - has or RUN in decision.leaves
 
 
 def check_record(record: storage_pb2.StepRecord, state: int, reason: int) -> None:

@@ -137,3 +137,15 @@ def test_large_params_take_several_commits() -> None:
 def _size(decision: Decision) -> int:
     records = [decision.state.steps[index] for index in decision.changed]
     return sum(len(record.params) for record in records if record is not None)
+
+
+def test_the_key_of_a_lock_comes_with_the_verdict() -> None:
+    pipeline = graph(a=(), b=(), c=())
+    pipeline.failure_policy = pipeline_pb2.FAILURE_POLICY_CONTINUE
+    for step in pipeline.steps:
+        step.lock.key = "literal" if step.id == "c" else "${{ params.x }}"
+    decision = begin(pipeline, Verdicts("a", "b", "c", a=Verdict(lock="deploy"), b=MISSING))
+    assert states(decision)[0] == "QUEUED:WAITING_FOR_LOCK"
+    assert states(decision)[1] == "FAILED:INPUT_MISSING"
+    assert decision.joins == (0, 2)
+    assert [record.lock.key for record in decision.state.steps if record is not None] == ["deploy", "", "literal"]

@@ -226,35 +226,23 @@ Global___LockClaim: _TypeAlias = LockClaim  # noqa: Y015
 
 @_typing.final
 class LockEntry(_message.Message):
-    """The value of locks/{ns}/{digest of the key}/{run}/{step}: who holds a lock or waits for it. The order is that of the
-    revisions that made the keys.
+    """The value of locks/{ns}/{the lock's key in hex}/{run}/{step, or "-" for the run as a whole}: the claim of one that
+    holds a lock or waits for it. Written once; the order of claims is that of their revisions.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: _builtins.int
-    RUN_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
-    key: _builtins.str
-    """The lock's key."""
-    run: _builtins.str
-    """The run."""
-    step: _builtins.str
-    """The step; empty for the run as a whole."""
     limit: _builtins.int
     """How many holders it accepts."""
     def __init__(
         self,
         *,
-        key: _builtins.str = ...,
-        run: _builtins.str = ...,
-        step: _builtins.str = ...,
         limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "limit", b"limit", "run", b"run", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

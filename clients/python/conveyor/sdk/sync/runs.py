@@ -21,6 +21,8 @@ from conveyor.v1.run_service_pb2 import (
     DecideStepRequest,
     DeleteRunRequest,
     GetRunRequest,
+    HeldLock,
+    ListLocksRequest,
     ListRunsRequest,
     RetryRunRequest,
     StartRunRequest,
@@ -158,6 +160,16 @@ class Runs:
         except DeadlineExceeded:
             raise WaitTimeout(f"run {run_id} has not ended within {timeout:g} s; its state is {state}") from None
         raise AssertionError("a watch ends with a terminal state")
+
+    def locks(self, key: str = "", *, page_size: int = 0) -> Generator[HeldLock, None, None]:
+        """The locks that runs and steps hold, in the order of their keys, or only the one of a key; page after page."""
+        request = ListLocksRequest(namespace=self._namespace, key=key, page_size=page_size)
+        while True:
+            answer = self._connection.call(lambda: self._stub.ListLocks, request)
+            yield from answer.locks
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
 
     def cancel(
         self,

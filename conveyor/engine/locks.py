@@ -1,0 +1,175 @@
+"""Who holds a lock: those whose claims come first are told so, and go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from conveyor.core import errors
+from conveyor.core.locks import RUN
+from conveyor.core.model import Decision, LockGranted, RunState
+from conveyor.state import keys
+from conveyor.state.locks import Claimant, Locks, claim_key, claim_of, claimant, open_claims
+from conveyor.state.runs import StoredRun, Unreadable
+from conveyor.store.port import Conflict, KeyValue, StoreError
+
+if TYPE_CHECKING:
+    from conveyor.engine.loop import Engine
+
+log = structlog.get_logger("conveyor.engine")
+
+LockId = tuple[str, str]
+"""Namespace and key."""
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+_AT_ONCE = 32
+_LOCKS_KNOWN = 4096
+
+
+class LockKeeper:
+    """Looks at locks when somebody has claimed one or given it up, and when a run with a claim is found.
+
+    All that it does derives from what is stored and changes nothing when done twice, so any replica may do it. Those
+    that wait are nowhere in memory: a look reads the lock, and only who holds it is dealt with.
+    """
+
+    def __init__(self, engine: Engine, locks: Locks) -> None:
+        self._engine = engine
+        self._locks = locks
+        self._asked: dict[LockId, set[Claimant]] = {}
+        """The locks that must be looked at, and whose claims must be among those found."""
+        self._looking: set[LockId] = set()
+        self._told: OrderedDict[LockId, set[str]] = OrderedDict()
+        """The claims on a lock whose owners are known to know that they hold it."""
+
+    def follow(self, run: StoredRun, decision: Decision) -> None:
+        """Look at the locks that were claimed or given up by a decision, which is stored."""
+        for index in (*decision.joins, *decision.leaves):
+            self._look_soon((run.head.namespace, claim_of(run.state, index).key), ())
+
+    def resume(self, run: StoredRun) -> None:
+        """Look at all locks on which a run has claims, and that these are there."""
+        for index in open_claims(run.state):
+            step = "" if index == RUN else run.state.plan.steps[index].id
+            lock = run.head.namespace, claim_of(run.state, index).key
+            self._look_soon(lock, (Claimant(run.head.id, step),))
+
+    async def clear(self) -> None:
+        """Take out claims of runs that are not under way: deleted by hand, or put aside. Raises the store's errors."""
+        claims = list(await self._locks.claims())
+        if not claims:
+            return
+        # Read later than the claims: a run that began meanwhile has none of these, one that ended took its own along.
+        active = set(await self._engine.runs.active())
+        for claim in claims:
+            namespace, key, run, _ = keys.parse_claim(claim.key)
+            if (namespace, run) not in active:
+                await self._remove((namespace, key), claim)
+
+    def _look_soon(self, lock: LockId, claimants: Iterable[Claimant]) -> None:
+        self._asked.setdefault(lock, set()).update(claimants)
+        if lock not in self._looking:
+            self._looking.add(lock)
+            self._engine.spawn(self._look(lock))
+
+    async def _look(self, lock: LockId) -> None:
+        pause = _FIRST_PAUSE
+        try:
+            while (claimants := self._asked.pop(lock, None)) is not None:
+                try:
+                    done = await self._see_to(lock, claimants)
+                except Conflict:
+                    done = False
+                except StoreError as error:
+                    log.debug("lock_not_seen_to", namespace=lock[0], lock=lock[1], error=str(error))
+                    await asyncio.sleep(pause)
+                    pause, done = min(pause * 2, _LONGEST_PAUSE), False
+                if not done:
+                    self._asked.setdefault(lock, set()).update(claimants)
+        finally:
+            self._looking.discard(lock)
+
+    async def _see_to(self, lock: LockId, claimants: set[Claimant]) -> bool:
+        """Do what is to be done; returns whether the lock was left as it is, else it must be read again."""
+        found = await self._locks.read(*lock)
+        if claimants:
+            missing = claimants.difference(claimant(kv) for kv in found.claims)
+            if missing and await self._join_again(lock, missing):
+                return False
+        told = self._known_to_hold(lock, found.holders)
+        fresh = [kv for kv in found.holders if kv.key not in told]
+        left = True
+        for start in range(0, len(fresh), _AT_ONCE):
+            some = fresh[start : start + _AT_ONCE]
+            ends = await asyncio.gather(*(self._tell(lock, kv) for kv in some))
+            told.update(kv.key for kv, holds in zip(some, ends, strict=True) if holds)
+            left = left and None not in ends
+        return left
+
+    def _known_to_hold(self, lock: LockId, holders: Sequence[KeyValue]) -> set[str]:
+        told = self._told.pop(lock, set()).intersection(kv.key for kv in holders)
+        if holders:
+            self._told[lock] = told
+            if len(self._told) > _LOCKS_KNOWN:
+                self._told.popitem(last=False)
+        return told
+
+    async def _tell(self, lock: LockId, claim: KeyValue) -> bool | None:
+        """Have the owner of a claim go on; whether it knows then that it holds the lock. None: the claim is gone."""
+        namespace, _ = lock
+        owner = claimant(claim)
+        try:
+            index = _index((await self._engine.run(namespace, owner.run)).state, owner.step)
+            state = (await self._engine.handle(namespace, owner.run, LockGranted(index))).state
+        except (errors.NotFound, KeyError):
+            pass  # The run is gone, or has no such step.
+        except Unreadable as error:
+            log.debug("lock_owner_unreadable", run_id=owner.run, error=error.message)
+            return False  # It is put aside by the sweep, with its claims.
+        else:
+            if index in open_claims(state) and claim_key(state, index) == claim.key:
+                return claim_of(state, index).held
+        await self._remove(lock, claim)
+        return None
+
+    async def _remove(self, lock: LockId, claim: KeyValue) -> None:
+        """Take out a claim that nobody is going to give up, and look who comes next."""
+        with contextlib.suppress(Conflict):
+            await self._locks.remove(claim)
+            log.warning("lock_claim_removed", namespace=lock[0], lock=lock[1], claim=claim.key)
+        self._look_soon(lock, ())
+
+    async def _join_again(self, lock: LockId, missing: Iterable[Claimant]) -> bool:
+        """Store the claims of those that still have them, those that hold the lock first; whether there are any.
+
+        Somebody has deleted them by hand.
+        """
+        found: list[tuple[bool, int, str, StoredRun, int]] = []
+        for owner in missing:
+            try:
+                run = await self._engine.runs.load(lock[0], owner.run)
+                index = _index(run.state, owner.step)
+            except (errors.NotFound, Unreadable, KeyError):
+                continue
+            if index in open_claims(run.state) and claim_of(run.state, index).key == lock[1]:
+                since = run.head.create_time if index == RUN else _since(run.state, index)
+                found.append((not claim_of(run.state, index).held, since, f"{owner.run}/{owner.step}", run, index))
+        for *_, run, index in sorted(found, key=lambda each: each[:3]):
+            await self._locks.join_again(run.state, run.revision, index)
+        return bool(found)
+
+
+def _index(state: RunState, step: str) -> int:
+    """The index of a step, or RUN. Raises KeyError."""
+    return state.plan.index[step] if step else RUN
+
+
+def _since(state: RunState, index: int) -> int:
+    record = state.steps[index]
+    return record.queue_time if record is not None else 0
