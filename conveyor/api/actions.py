@@ -18,19 +18,27 @@ _NOT_AT_A_GATE = {
 }
 """Fields that mean nothing when people decide, and what is there instead."""
 
+_NOT_WITH_A_PIPELINE = {
+    "queue_timeout": "no worker takes a step that runs a pipeline; timeout bounds each attempt",
+    "params": "a step that runs a pipeline has no driver that takes them; the pipeline's are runs.params",
+    "worker_selector": "no worker takes a step that runs a pipeline",
+}
+"""The same when the step runs a pipeline."""
+
+_MEANINGLESS = {"gate": _NOT_AT_A_GATE, "runs": _NOT_WITH_A_PIPELINE}
+
 
 def action(problems: Problems, path: str, step: Any, key: str) -> None:
     """The one thing that the step does."""
     kind = step.WhichOneof("action")
     if kind is None:
-        problems.add(path, "is missing; a step names its driver, or is a gate")
+        problems.add(path, "is missing; a step names its driver, is a gate, or runs a pipeline")
     elif kind == "driver":
         checks.name(problems, path, step, key)
-    elif kind == "gate":
-        parent = path.removesuffix(f".{key}")
-        for name, said in _NOT_AT_A_GATE.items():
-            if step.HasField(name):
-                problems.add(f"{parent}.{name}", said)
+    parent = path.removesuffix(f".{key}")
+    for name, said in _MEANINGLESS.get(kind or "", {}).items():
+        if step.HasField(name):
+            problems.add(f"{parent}.{name}", said)
 
 
 def _only_with(other: str) -> Check:
@@ -53,3 +61,9 @@ GATE = (
     ("message", checks.text(limits.GATE_MESSAGE_BYTES)),
 )
 """The rules of a gate's own fields."""
+
+RUNS = (
+    ("pipeline", checks.name),
+    ("params", checks.struct(limits.PARAMS_BYTES)),
+)
+"""The rules of what a step runs."""

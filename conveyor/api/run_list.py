@@ -21,7 +21,7 @@ MOST_SCANNED = 2000
 _CHUNK = 250
 
 _CLOCKS_APART = 3600 * 1_000_000
-"""Microseconds by which a run may seem to be older than the one that it retries: another server stored it."""
+"""Microseconds by which a run may seem to be older than the one that it retries or is within: another server's."""
 
 
 async def list_runs(
@@ -32,11 +32,12 @@ async def list_runs(
     prefix = await _index(runs, request, namespace)
     earliest = micros(request.create_time_from) if request.HasField("create_time_from") else 0
     oldest = first_id_at(earliest)
-    if request.parent_run:
-        oldest = max(oldest, first_id_at(max(0, created_at(request.parent_run) - _CLOCKS_APART)))
+    elder = request.parent_run or request.caller_run
+    if elder:
+        oldest = max(oldest, first_id_at(max(0, created_at(elder) - _CLOCKS_APART)))
     after = page.after or _start(request)
     # With a filter most of what is read may be passed over: read on in large steps.
-    filtered = request.states or request.labels or request.definition or request.parent_run
+    filtered = request.states or request.labels or request.definition or elder
     found: list[run_pb2.Run] = []
     size = scanned = 0
     while True:
@@ -80,11 +81,11 @@ async def _index(runs: Runs, request: run_service_pb2.ListRunsRequest, namespace
     """The narrowest index that has all runs that are wanted."""
     if request.resource:
         return keys.index_resource(namespace, request.definition, request.resource)
-    if request.parent_run:
-        parent = (await runs.heads(namespace, [request.parent_run]))[0]
-        if parent is not None:
-            # Those that retry it are of the same resource.
-            return keys.index_resource(namespace, parent[0].definition, parent[0].resource)
+    if elder := request.parent_run or request.caller_run:
+        found = (await runs.heads(namespace, [elder]))[0]
+        if found is not None:
+            # Those that retry it, or that its steps started, are of the same resource.
+            return keys.index_resource(namespace, found[0].definition, found[0].resource)
     if request.pipeline:
         return keys.index_pipeline(namespace, request.pipeline)
     return keys.index_runs(namespace)
@@ -109,6 +110,7 @@ def _filter(request: run_service_pb2.ListRunsRequest) -> Callable[[storage_pb2.R
             and (not request.definition or head.definition == request.definition)
             and (not request.resource or head.resource == request.resource)
             and (not request.parent_run or head.parent_run == request.parent_run)
+            and (not request.caller_run or head.caller_run == request.caller_run)
             and (earliest is None or head.create_time >= earliest)
             and (latest is None or head.create_time < latest)
             and all(head.labels.get(key) == value for key, value in labels.items())

@@ -14,6 +14,7 @@ from conveyor.api import actions, checks
 from conveyor.api.checks import DAY, SECOND, Check, Problems
 from conveyor.api.selector_checks import label_selector
 from conveyor.core import limits
+from conveyor.core.call_check import check_calls
 from conveyor.core.graph_check import check_graph
 from conveyor.core.lock_check import check_locks
 from conveyor.core.params import check_params
@@ -92,6 +93,11 @@ def _gate(problems: Problems, path: str, step: Any, key: str) -> None:
         _apply(actions.GATE, problems, path, step.gate)
 
 
+def _runs(problems: Problems, path: str, step: Any, key: str) -> None:
+    if step.HasField(key):
+        _apply(actions.RUNS, problems, path, step.runs)
+
+
 def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
     """All steps, one by one and together."""
     count = len(pipeline.steps) + len(pipeline.finally_steps)
@@ -105,6 +111,7 @@ def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
         for i, step in enumerate(steps):
             _apply(_STEP, problems, f"{parent}.{name}[{i}]", step)
     problems.found.extend(check_graph(pipeline, parent))
+    problems.found.extend(check_calls(pipeline, parent))
 
 
 def _params(problems: Problems, path: str, pipeline: Any, key: str) -> None:
@@ -181,7 +188,7 @@ _STEP: Rules = (
     ("params", checks.struct(None)),
     ("matrix", checks.unsupported),
     ("gate", _gate),
-    ("runs", checks.unsupported),
+    ("runs", _runs),
     ("worker_selector", label_selector),
     ("description", checks.text(limits.STEP_DESCRIPTION_BYTES)),
 )
@@ -272,6 +279,7 @@ RULES: dict[type[Message], Rules] = {
     run_service_pb2.ListRunsRequest: (
         *_RUN_FILTER,
         ("parent_run", checks.optional_run_id),
+        ("caller_run", checks.optional_run_id),
         ("create_time_from", checks.time),
         ("create_time_before", checks.time),
     ),

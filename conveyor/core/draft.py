@@ -216,7 +216,8 @@ class Draft:
     def _offer(self, index: int) -> None:
         """Nothing but a worker is missing."""
         self.set_state(index, run_pb2.STEP_STATE_QUEUED)
-        if self.plan.steps[index].driver:
+        step = self.plan.steps[index]
+        if step.driver or step.calls:
             self.ready.append(index)
 
     def _join(self, index: int, key: str, limit: int) -> None:
@@ -321,7 +322,7 @@ class Draft:
                 self.candidates.append(dependent)
 
     def tell_to_stop(self, index: int, message: str, grace: int) -> None:
-        """Have the worker of a running step told to stop."""
+        """Have the worker of a running step told to stop, or its run."""
         record = self.edit(index)
         record.cancel_sent = True
         self.stops.append(

@@ -14,9 +14,10 @@ from conveyor.v1 import pipeline_pb2, run_pb2
 class Verdict:
     """What becomes of a step that its trigger rule lets run.
 
-    Without a `reason` it runs: its driver gets `params`, a serialized Struct, and its worker is one that `selector`
-    wants; without them those of the plan count. If it is a gate, it asks `message`. The key of its lock is `lock`, if
-    that has expressions. With CONDITION_FALSE it is skipped, with any other one it fails before a driver sees it.
+    Without a `reason` it runs: its driver, or the pipeline that it runs, gets `params`, a serialized Struct, and its
+    worker is one that `selector` wants; without them those of the plan count. If it is a gate, it asks `message`. The
+    key of its lock is `lock`, if that has expressions. With CONDITION_FALSE it is skipped, with any other one it fails
+    before a driver sees it.
     """
 
     reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED

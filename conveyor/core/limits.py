@@ -64,6 +64,9 @@ RUN_RESULTS_BYTES = 512 << 10
 LOG_LINE_BYTES = 256 << 10
 """Longer lines are split."""
 
+RUN_DEPTH = 8
+"""How many runs a run may be within."""
+
 ATTEMPTS = 100
 """What a retry policy may allow."""
 

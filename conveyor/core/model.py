@@ -216,6 +216,38 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A queued step runs its pipeline, in a run that is going to have this id."""
+
+    index: int
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Several calls of one run, in one commit."""
+
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """The run that a step waits for has ended in this state, with `data`, a serialized Struct.
+
+    `exists`: it is there; one that was refused or withdrawn before it was made is not. `invalid` says why the step
+    fails however the run ended (a StepReason), with `message` for people.
+    """
+
+    step: str
+    run: str
+    state: run_pb2.RunState.ValueType
+    message: str = ""
+    data: bytes = b""
+    invalid: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED
+    exists: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A queued step has nobody to go to; says why. Changes nothing when that is known already."""
 
@@ -330,6 +362,8 @@ Event = (
     RunCreated
     | Continue
     | Claimed
+    | Called
+    | ChildEnded
     | Waiting
     | NotReceived
     | WorkerLost
@@ -349,7 +383,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A worker is to be told to stop an attempt."""
+    """A worker is to be told to stop an attempt, or the run that a step waits for is to be cancelled."""
 
     index: int
     attempt: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core.selectors import ANY, Selector, compile_selector
 from conveyor.v1 import pipeline_pb2
@@ -72,10 +73,10 @@ class GatePlan:
 class PlanStep:
     """One step; `needs` and `dependents` are indexes into `Plan.steps`, times are in microseconds.
 
-    A `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a gate is
-    its `queue_timeout`. `judged`: it has expressions, which decide whether it runs, with which params, on which workers
-    and under which lock; those of one whose params have none are `params`, a serialized Struct, and so is its
-    `selector`.
+    A `timeout` or `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a
+    gate is its `queue_timeout`. `calls` is the pipeline that a step runs. `judged`: it has expressions, which decide
+    whether it runs, with which params, on which workers and under which lock; those of one whose params have none are
+    `params`, a serialized Struct, and so is its `selector`.
     """
 
     index: int
@@ -94,13 +95,14 @@ class PlanStep:
     selector: Selector = ANY
     gate: GatePlan | None = None
     lock: LockPlan | None = None
+    calls: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All steps in snapshot order, finally steps last: the first `main` ones are the others.
 
-    `judged`: any of them is.
+    `judged`: any of them is; `calls`: any of them runs a pipeline.
 
     A broadcast has neither order nor failure policy: each driver answers for itself.
     """
@@ -115,6 +117,7 @@ class Plan:
     finally_timeout: int
     ancestors: tuple[int, ...]
     judged: bool = False
+    calls: bool = False
 
     def inputs(self, index: int) -> Sequence[int]:
         """The steps whose results the step receives: all before it, all ancestors in a graph, or all main ones."""
@@ -132,6 +135,13 @@ class Plan:
 def micros(duration: Duration) -> int:
     """The duration in microseconds."""
     return duration.seconds * SECOND + duration.nanos // 1000
+
+
+def _timeout(step: pipeline_pb2.Step) -> int:
+    if step.HasField("timeout"):
+        return micros(step.timeout)
+    # A run within a run has bounds of its own.
+    return 0 if step.HasField("runs") else DEFAULT_STEP_TIMEOUT
 
 
 def _retry_plan(step: pipeline_pb2.Step) -> RetryPlan:
@@ -177,11 +187,14 @@ def _ancestor_masks(needs: Sequence[tuple[int, ...]], dependents: Sequence[Seque
     return tuple(masks)
 
 
+def given_params(step: pipeline_pb2.Step) -> Struct:
+    """What the step gives to whoever does its work: its driver, or the pipeline that it runs."""
+    return step.runs.params if step.HasField("runs") else step.params
+
+
 def _params(step: pipeline_pb2.Step) -> tuple[bool, bytes]:
     """Whether the step's params have expressions, and the params if not."""
-    if not step.HasField("params"):
-        return False, b""
-    params = step.params.SerializeToString()
+    params = given_params(step).SerializeToString()
     return (True, b"") if EXPRESSION_MARK in params else (False, params)
 
 
@@ -242,7 +255,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             rule=step.trigger_rule or pipeline_pb2.TRIGGER_RULE_ALL_SUCCESS,
             allow_failure=step.allow_failure,
             is_finally=i >= main,
-            timeout=micros(step.timeout) if step.HasField("timeout") else DEFAULT_STEP_TIMEOUT,
+            timeout=_timeout(step),
             queue_timeout=_queue_timeout(step),
             retry=_retry_plan(step),
             judged=_judged(step) or params[i][0] or selectors[i][0],
@@ -250,6 +263,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             selector=selectors[i][1],
             gate=_gate_plan(step),
             lock=_lock(step),
+            calls=step.runs.pipeline,
         )
         for i, step in enumerate(sources)
     )
@@ -266,4 +280,5 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         ),
         ancestors=() if is_list else _ancestor_masks(needs, dependents),
         judged=any(step.judged for step in steps),
+        calls=any(step.calls for step in steps),
     )

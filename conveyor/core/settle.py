@@ -112,8 +112,14 @@ def _stop_main_steps(draft: Draft) -> None:
 
 def _abandoned(deadline: int, record: storage_pb2.StepRecord) -> str:
     if deadline == OVERDUE:
-        return f"cancelled by force; worker {record.worker} may still be at work"
+        return f"cancelled by force; {_at_work(record)}"
+    if record.child_run:
+        return f"run {record.child_run} had not ended in time, and may still be at work, at its finally steps too"
     return f"worker {record.worker} did not confirm in time that it stopped, and may still be at work"
+
+
+def _at_work(record: storage_pb2.StepRecord) -> str:
+    return f"{f'run {record.child_run}' if record.child_run else f'worker {record.worker}'} may still be at work"
 
 
 def _settle_finally_steps(draft: Draft) -> None:
@@ -152,7 +158,7 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
         elif draft.fits(index):
             if state == run_pb2.STEP_STATE_RUNNING:
                 draft.tell_to_stop(index, message, 0)
-                said = f"{message}; worker {draft.edit(index).worker} may still be at work"
+                said = f"{message}; {_at_work(draft.edit(index))}"
                 draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, said)
             else:
                 draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from conveyor.core.attempts import give_out, is_free, start
+from conveyor.core.calls import on_called, on_child_ended
 from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
-from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_LOSSES, Draft, withdrawal
+from conveyor.core.draft import MAX_LOSSES, Draft, withdrawal
 from conveyor.core.gates import Standing, decide, standing
-from conveyor.core.locks import run_waits_for_lock, waits_for_lock
+from conveyor.core.locks import run_waits_for_lock
 from conveyor.core.model import (
     OVERDUE,
     TERMINAL_STEP,
+    Called,
     CancelRequested,
+    ChildEnded,
     Claimed,
     Continue,
     Decision,
@@ -33,7 +37,6 @@ from conveyor.core.model import (
     waits_for_runs,
 )
 from conveyor.core.results import on_result
-from conveyor.core.rules import may_start
 from conveyor.core.settle import find_candidates, settle
 from conveyor.core.start import on_created, on_lock_granted
 from conveyor.storage.v1 import storage_pb2
@@ -100,15 +103,7 @@ def _on_cancel(state: RunState, event: CancelRequested, now: int, jitter: float)
 
 
 def _waits_for_worker(state: RunState, index: int) -> bool:
-    record = state.steps[index]
-    return (
-        record is not None
-        and record.state == run_pb2.STEP_STATE_QUEUED
-        and not record.token
-        and bool(state.plan.steps[index].driver)
-        and not waits_for_lock(record)
-        and may_start(state.plan, state.head, state.failed, index)
-    )
+    return bool(state.plan.steps[index].driver) and is_free(state, index)
 
 
 def _on_claimed(state: RunState, event: Claimed, now: int, jitter: float) -> Decision:
@@ -117,41 +112,19 @@ def _on_claimed(state: RunState, event: Claimed, now: int, jitter: float) -> Dec
         return Decision(state)
     draft = Draft(state, now, jitter)
     for index, claim in claims.items():
+        attempt = give_out(draft, index, claim.token)
+        attempt.worker = claim.worker
+        attempt.transport = claim.transport
         record = draft.edit(index)
-        record.token = claim.token
         record.session = claim.session
         record.worker = claim.worker
         record.transport = claim.transport
-        if len(record.attempts) == MAX_ATTEMPTS_KEPT:
-            del record.attempts[0]
-        attempt = record.attempts.add(
-            number=record.attempt,
-            worker=claim.worker,
-            transport=claim.transport,
-            start_time=draft.stamp,
-            token=claim.token,
-            state=run_pb2.STEP_STATE_QUEUED,
-        )
         if claim.transport == run_pb2.TRANSPORT_JETSTREAM:
             record.message = f"sent to JetStream consumer {claim.session}"
             draft.set_state(index, run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_REASON_TICKET_SENT)
         else:
-            _start(draft, index, record, attempt)
+            start(draft, index)
     return draft.decide()
-
-
-def _start(draft: Draft, index: int, record: storage_pb2.StepRecord, attempt: storage_pb2.AttemptRecord) -> None:
-    """A worker has the attempt: its time runs."""
-    record.message = ""
-    record.start_time = draft.stamp
-    attempt.start_time = draft.stamp
-    attempt.state = run_pb2.STEP_STATE_RUNNING
-    if not draft.plan.broadcast:
-        record.next_time = draft.now + draft.plan.steps[index].timeout
-        draft.timers.append(record.next_time)
-    if not draft.head.start_time:
-        draft.head.start_time = draft.stamp
-    draft.set_state(index, run_pb2.STEP_STATE_RUNNING)
 
 
 def _on_waiting(state: RunState, event: Waiting, now: int, jitter: float) -> Decision:
@@ -260,8 +233,7 @@ def _on_ticket_delivered(state: RunState, event: TicketDelivered, now: int, jitt
     if record is None or record.state != run_pb2.STEP_STATE_QUEUED:
         return Decision(state)
     draft = Draft(state, now, jitter)
-    record = draft.edit(event.index)
-    _start(draft, event.index, record, record.attempts[-1])
+    start(draft, event.index)
     settle(draft)
     return draft.decide()
 
@@ -285,6 +257,8 @@ _HANDLERS: dict[type, Callable[[RunState, Any, int, float], Decision]] = {
     RunCreated: on_created,
     Continue: _on_continue,
     Claimed: _on_claimed,
+    Called: on_called,
+    ChildEnded: on_child_ended,
     Waiting: _on_waiting,
     NotReceived: _on_not_received,
     WorkerLost: _on_worker_lost,

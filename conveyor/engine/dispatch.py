@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from conveyor.core.model import Claim, Claimed, Decision, Waiting
+from conveyor.core.model import Call, Called, Claim, Claimed, Decision, Waiting
 from conveyor.core.selectors import ANY, Selector, spell, spell_connected
 from conveyor.core.transitions import apply
 from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.tickets_port import Tickets
 from conveyor.engine.workers import Held, Pool, Worker, takes
-from conveyor.state.ids import RandomBytes
+from conveyor.state.ids import RandomBytes, RunIds
 from conveyor.state.runs import StoredRun
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
@@ -35,18 +35,26 @@ class Dispatcher:
     def __init__(self, pool: Pool, sessions: SessionsView, tickets: Tickets | None) -> None:
         self._pool = pool
         self._sessions = sessions
+        self.ids = RunIds()
         self.tickets = tickets
 
     def dispatch(self, run: StoredRun, decision: Decision, now: int) -> tuple[Decision, Dispatch]:
-        """Give what is ready to free workers, to JetStream, or into the row; to be stored with the decision."""
+        """Give what is ready to free workers, to JetStream, or into the row; to be stored with the decision.
+
+        Steps that run a pipeline get the id of their run.
+        """
         dispatch = Dispatch()
         if not decision.ready:
             return decision, dispatch
         state = decision.state
         head, broadcast = state.head, state.plan.broadcast
         claims: list[Claim] = []
+        calls: list[Call] = []
         for index in decision.ready:
             step, selector = state.plan.steps[index], state.selector(index)
+            if step.calls:
+                calls.append(self.call(index, now))
+                continue
             worker = self._pool.reserve(head.namespace, step.driver, head.definition, broadcast, selector)
             if worker is not None:
                 token = new_token()
@@ -67,7 +75,13 @@ class Dispatcher:
             decision = decision.then(apply(decision.state, Waiting(index, reason, message), now))
         if claims:
             decision = decision.then(apply(decision.state, Claimed(tuple(claims)), now))
+        if calls:
+            decision = decision.then(apply(decision.state, Called(tuple(calls)), now))
         return decision, dispatch
+
+    def call(self, index: int, now: int) -> Call:
+        """A new run for a step that runs a pipeline."""
+        return Call(index, self.ids.new(now))
 
     def _consumer(
         self, namespace: str, driver: str, definition: str, broadcast: bool, selector: Selector

@@ -42,6 +42,10 @@ class Handover(ABC):
     ) -> tuple[Decision, StoredRun]:
         """Apply an event; `claimed` is sent if that claims it."""
 
+    @abstractmethod
+    def stop_run(self, run: StoredRun, stop: Stop) -> None:
+        """Cancel the run of a step."""
+
     @property
     def tickets(self) -> Tickets | None:
         """Drivers that take part over JetStream, if there is a broker."""
@@ -76,6 +80,9 @@ class Handover(ABC):
 
     def _stop(self, run: StoredRun, stop: Stop) -> None:
         head, step = run.head, run.state.plan.steps[stop.index]
+        if step.calls:
+            self.stop_run(run, stop)
+            return
         if stop.transport == run_pb2.TRANSPORT_JETSTREAM:
             if self.tickets is not None:
                 self.tickets.stop(head.namespace, head.id, step.id, stop)

@@ -11,7 +11,7 @@ from conveyor.core.model import Decision, RunCreated, keep_waiting
 from conveyor.core.transitions import apply
 from conveyor.engine.dispatch import Dispatch
 from conveyor.engine.loop import Engine
-from conveyor.state.ids import RunIds
+from conveyor.state.callers import Caller
 from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run
 from conveyor.storage.v1 import storage_pb2
@@ -39,7 +39,6 @@ class Launcher:
 
     def __init__(self, engine: Engine, broadcast_timeout: int = BROADCAST_TIMEOUT) -> None:
         self._engine = engine
-        self._ids = RunIds()
         self._broadcast_timeout = broadcast_timeout
 
     def prepare(
@@ -53,16 +52,18 @@ class Launcher:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
+        caller: Caller | None = None,
     ) -> PreparedRun:
         """A new run with its first steps claimed for free workers; `launched` or `abandoned` must follow.
 
         `labels` are all labels of the run, those of the resource included. Without a pipeline the resource goes to
-        every driver that listens to its definition. One that `waits` for older runs claims nothing yet.
+        every driver that listens to its definition. One that `waits` for older runs claims nothing yet. The `caller`
+        is the step that waits for the run and names its id.
         """
         engine = self._engine
         now = engine.now()
         run = engine.runs.new(
-            self._ids.new(now),
+            caller.child if caller is not None else engine.dispatcher.ids.new(now),
             now,
             namespace,
             pipeline if pipeline is not None else self._broadcast(namespace, resource.definition),
@@ -71,6 +72,7 @@ class Launcher:
             params=params.SerializeToString() if params is not None else b"",
             parent=parent,
             inherited=inherited,
+            caller=caller,
         )
         if waits:
             keep_waiting(run.state)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Continue, Decision, Event, Tick, waits_for_runs
+from conveyor.core.model import Continue, Decision, Event, Stop, Tick, waits_for_runs
 from conveyor.core.transitions import apply, next_timer
 from conveyor.engine import repair
+from conveyor.engine.calls import CallKeeper
 from conveyor.engine.clock import Now
 from conveyor.engine.dispatch import Dispatch, Dispatcher, Send
 from conveyor.engine.handover import Handover, cancellation
@@ -77,6 +78,7 @@ class Engine(Handover):
         self.own_revisions = OwnRevisions()
         self.lanes = LaneKeeper(self, runs.lanes)
         self.locks = LockKeeper(self, runs.locks)
+        self.calls = CallKeeper(self)
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._weight = 0
 
@@ -285,6 +287,7 @@ class Engine(Handover):
                 for index in dispatch.tickets:
                     tickets.publish(run, index)
         self.locks.follow(run, decision)
+        self.calls.follow(run, decision)
         self._stop_waiting(run, decision)
         for index in dispatch.waits:
             self.wait(run, index)
@@ -294,6 +297,10 @@ class Engine(Handover):
             for time in decision.timers:
                 self.timers.set(key, time)
         self.metrics.transition(run.state, decision)
+
+    def stop_run(self, run: StoredRun, stop: Stop) -> None:
+        """Cancel the run of a step."""
+        self.calls.stop(run, stop)
 
     # Runs in hand
 

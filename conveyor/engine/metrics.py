@@ -42,7 +42,7 @@ class EngineMetrics:
             self._steps[state.head.step_states[index]].inc()
         for index in decision.changed:
             record = state.steps[index]
-            if record is None:
+            if record is None or record.child_run:
                 continue
             if record.state == run_pb2.STEP_STATE_RUNNING and record.start_time == state.head.update_time:
                 self._queue_seconds.observe(max(0, record.start_time - record.ready_time) / 1e6)

@@ -61,8 +61,11 @@ def resume(engine: Engine, run: StoredRun) -> None:
                 tickets.append(index)
             elif not record.HasField("ticket"):
                 broadcast.append(index)
+        elif run.state.plan.steps[index].calls:
+            continue
         elif record.state == run_pb2.STEP_STATE_RUNNING and not _has_holder(engine, run, index, record):
             lost[record.session] = run.state.plan.steps[index].driver
+    engine.calls.resume(run)
     for session, driver in lost.items():
         engine.spawn(_lose(engine, run, driver, session))
     if engine.tickets is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from google.protobuf.struct_pb2 import Struct
+
 from conveyor.core.errors import Violation
-from conveyor.core.plan import Plan, compile_plan
+from conveyor.core.plan import Plan, compile_plan, given_params
 from conveyor.expressions.declarations import Declarations
 from conveyor.expressions.errors import Fault, NotAnExpression
 from conveyor.expressions.expression import Expression, check_expression
@@ -34,7 +36,7 @@ def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Vi
 
 
 def _may_have(step: pipeline_pb2.Step) -> bool:
-    has_values = step.HasField("params") or step.HasField("worker_selector")
+    has_values = bool(given_params(step).fields) or step.HasField("worker_selector")
     return bool(step.when) or has_values or OPEN in step.gate.message or OPEN in step.lock.key
 
 
@@ -50,10 +52,11 @@ class _Step:
         """All that is wrong."""
         if step.when:
             yield from self._when(step.when, f"{path}.when")
-        for key in _marked_keys(step):
-            yield Violation(f"{path}.params", f"has the key {key[:64]}; expressions have no place in keys")
-        for keys, text in texts(step.params):
-            yield from self._text(text, f"{path}.{spell(keys)}")
+        params, base = given_params(step), f"{path}.runs" if step.HasField("runs") else path
+        for key in _marked_keys(params):
+            yield Violation(f"{base}.params", f"has the key {key[:64]}; expressions have no place in keys")
+        for keys, text in texts(params):
+            yield from self._text(text, f"{base}.{spell(keys)}")
         if OPEN in step.gate.message:
             yield from self._text(step.gate.message, f"{path}.gate.message", only_text=True)
         for place, text in selector_texts(step.worker_selector):
@@ -151,11 +154,11 @@ def _called(expression: Expression) -> str:
     return {"STRING": "text", "INT": "a number", "DOUBLE": "a number"}.get(kind, kind.partition("<")[0].lower())
 
 
-def _marked_keys(step: pipeline_pb2.Step) -> Iterator[str]:
+def _marked_keys(params: Struct) -> Iterator[str]:
     """Keys, at any depth, that have the mark of an expression."""
-    if OPEN.encode() not in step.params.SerializeToString():
+    if OPEN.encode() not in params.SerializeToString():
         return
-    open_structs = [step.params]
+    open_structs = [params]
     while open_structs:
         for key, value in open_structs.pop().fields.items():
             if OPEN in key:

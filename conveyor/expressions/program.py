@@ -13,7 +13,7 @@ from conveyor.core import limits
 from conveyor.core.inputs import Seen, Verdict
 from conveyor.core.locks import RUN
 from conveyor.core.model import TERMINAL_STEP
-from conveyor.core.plan import Plan
+from conveyor.core.plan import Plan, given_params
 from conveyor.core.rules import outcome
 from conveyor.expressions import results
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
@@ -50,7 +50,8 @@ class _StepCode:
     def of(cls, step: pipeline_pb2.Step) -> _StepCode:
         """Raises NotAnExpression, which registration rules out."""
         when = compile_expression(step.when) if step.when else None
-        templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(step.params))
+        params = given_params(step)
+        templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(params))
         labels = tuple(
             (place, compile_text(text, compile_expression)) for place, text in selector_texts(step.worker_selector)
         )
@@ -61,7 +62,7 @@ class _StepCode:
         names = [reference.names for expression in used for reference in expression.outline.references]
         return cls(
             when,
-            step.params if templates else None,
+            params if templates else None,
             templates,
             step.worker_selector if labels else None,
             labels,

@@ -87,6 +87,7 @@ class Parts:
         self.engine.tickets = self.tickets
         self.launcher = Launcher(self.engine, int(config.broadcast_timeout))
         self.repositories = Repositories(store, self.runs, self.launcher, now)
+        self.engine.calls.starts = self.repositories.starts
         self.session_store = SessionStore(store)
         self.drivers = Drivers(store, self.engine, self.tickets, self.session_store)
         self.sessions = Sessions(self.engine, self.session_store, replica, config.session_ttl)

@@ -12,6 +12,7 @@ from conveyor.core import errors, limits
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.core.params import resolve
 from conveyor.state import keys, views
+from conveyor.state.callers import Caller
 from conveyor.state.lanes import Lane, Lanes, has_lane
 from conveyor.state.launcher import Launcher, PreparedRun
 from conveyor.state.lookup import Lookup
@@ -96,18 +97,43 @@ class Admission:
         params: Struct | None = None,
     ) -> tuple[pipeline_pb2.Pipeline | None, Struct | None]:
         """The pipeline, which takes the resource, and the values of its parameters; adds a guard for it."""
-        chosen: pipeline_pb2.Pipeline | None = None
-        if pipeline:
-            found = await self._lookup.pipeline(resource.namespace, pipeline, fresh=fresh)
-            if found is None:
-                raise errors.UnknownPipeline(f"there is no pipeline {pipeline}")
-            chosen = found.object
-            if chosen.definition and chosen.definition != resource.definition:
-                raise errors.DefinitionMismatch(
-                    f"pipeline {pipeline} takes resources of {chosen.definition}, not of {resource.definition}"
-                )
-            guards.append(Guard(keys.pipeline(resource.namespace, pipeline), found.mod_revision))
+        chosen = await self._pipeline(resource, pipeline, guards, fresh=fresh) if pipeline else None
         return chosen, _params(resource, chosen, params)
+
+    async def call(
+        self,
+        caller: Caller,
+        resource: resource_pb2.Resource,
+        pipeline: str,
+        labels: Mapping[str, str],
+        params: Struct,
+        guards: list[Guard],
+        *,
+        fresh: bool,
+    ) -> Admitted:
+        """A run for a step that waits for it. Of the parameters the step gives all: not even the resource's own count.
+
+        Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
+        the parameters do not fit, errors.Unfit when it would be within too many runs, or wait for one of them.
+        """
+        caller.check_depth(pipeline)
+        chosen = await self._pipeline(resource, pipeline, guards, fresh=fresh)
+        values, violations = resolve(chosen.params, [("params", params)])
+        if violations:
+            raise errors.InvalidRequest(violations=violations)
+        lane = await self._lane(resource, chosen)
+        if lane is not None:
+            caller.check_lane(lane.runs())
+        prepared = self._launcher.prepare(
+            resource.namespace,
+            resource,
+            chosen,
+            labels=labels,
+            params=values if values.fields else None,
+            waits=lane is not None and bool(lane.entries),
+            caller=caller,
+        )
+        return _admit(prepared, guards, lane, chosen)
 
     async def retry(
         self,
@@ -133,6 +159,21 @@ class Admission:
             waits=lane is not None and bool(lane.entries),
         )
         return _admit(prepared, guards, lane, spec.pipeline)
+
+    async def _pipeline(
+        self, resource: resource_pb2.Resource, name: str, guards: list[Guard], *, fresh: bool
+    ) -> pipeline_pb2.Pipeline:
+        """The named pipeline, if the resource may move on it; it must still be so at the commit."""
+        found = await self._lookup.pipeline(resource.namespace, name, fresh=fresh)
+        if found is None:
+            raise errors.UnknownPipeline(f"there is no pipeline {name}")
+        chosen = found.object
+        if chosen.definition and chosen.definition != resource.definition:
+            raise errors.DefinitionMismatch(
+                f"pipeline {name} takes resources of {chosen.definition}, not of {resource.definition}"
+            )
+        guards.append(Guard(keys.pipeline(resource.namespace, name), found.mod_revision))
+        return chosen
 
     async def _lane(self, resource: resource_pb2.Resource, pipeline: pipeline_pb2.Pipeline | None) -> Lane | None:
         """The lane that a run of the resource on the pipeline joins, if it joins one."""

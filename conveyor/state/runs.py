@@ -11,13 +11,15 @@ from typing import cast
 import structlog
 from google.protobuf.message import DecodeError
 
-from conveyor.core import errors
+from conveyor.core import errors, limits
+from conveyor.core.calls import awaits
 from conveyor.core.model import Decision, RunState, new_run
 from conveyor.core.plan import compile_plan, lock_limit
 from conveyor.expressions.errors import NotAnExpression, NoValue
 from conveyor.expressions.program import Program, RunInputs
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
+from conveyor.state.callers import Caller
 from conveyor.state.lanes import Change, Lanes
 from conveyor.state.locks import Locks, joined, left
 from conveyor.storage.v1 import storage_pb2
@@ -117,6 +119,7 @@ class Runs:
         params: bytes = b"",
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
+        caller: Caller | None = None,
     ) -> StoredRun:
         """A run that is not stored yet. Raises errors.InvalidRequest when its lock's key cannot be evaluated."""
         head = storage_pb2.RunHead(
@@ -131,6 +134,8 @@ class Runs:
             create_time=now,
             parent_run=parent,
         )
+        if caller is not None:
+            head.caller_run, head.caller_step, head.depth = caller.run, caller.step, caller.depth
         spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
         program = self._program(pipeline)
         inputs = RunInputs(program, spec) if program.plan.judged else None
@@ -245,6 +250,28 @@ class Runs:
             raise errors.NotFound(f"there is no run {run_id} in namespace {namespace}")
         return storage_pb2.RunHead.FromString(kv.value), kv.mod_revision
 
+    async def step(self, namespace: str, run_id: str, step: str) -> tuple[storage_pb2.StepRecord | None, int]:
+        """The record of a step as it is stored, and its revision; None for one that never was queued."""
+        kv = await self._store.get(keys.step(namespace, run_id, step))
+        return (None, 0) if kv is None else (storage_pb2.StepRecord.FromString(kv.value), kv.mod_revision)
+
+    async def within(self, head: storage_pb2.RunHead) -> list[storage_pb2.RunHead]:
+        """The run and those that it is within, as far as they are still there; the nearest first."""
+        found = [head]
+        while found[-1].caller_run and len(found) <= limits.RUN_DEPTH:
+            above = (await self.heads(head.namespace, [found[-1].caller_run]))[0]
+            if above is None:
+                break
+            found.append(above[0])
+        return found
+
+    async def is_awaited(self, head: storage_pb2.RunHead) -> bool:
+        """Whether the step that the run was made for waits for it, or has not yet taken its result."""
+        if not head.caller_run or await self._store.get(keys.active(head.namespace, head.caller_run)) is None:
+            return False
+        record, _ = await self.step(head.namespace, head.caller_run, head.caller_step)
+        return awaits(record, head.id)
+
     async def heads(self, namespace: str, run_ids: Sequence[str]) -> list[tuple[storage_pb2.RunHead, int] | None]:
         """The heads of several runs, in their order; None for one that is gone, or that cannot be read."""
         found: list[tuple[storage_pb2.RunHead, int] | None] = []
@@ -279,7 +306,7 @@ class Runs:
     async def delete(self, namespace: str, run_id: str, etag_revision: int = 0) -> storage_pb2.RunHead:
         """Delete a terminal run and all its keys; returns its last head.
 
-        Raises errors.NotFound, errors.RunNotFinished, errors.EtagMismatch.
+        Raises errors.NotFound, errors.RunNotFinished, errors.EtagMismatch, errors.InUse.
         """
         run = await self.load(namespace, run_id)
         head = run.head
@@ -287,6 +314,11 @@ class Runs:
             raise errors.RunNotFinished(f"run {run_id} has not ended; cancel it first")
         if etag_revision and etag_revision != run.revision:
             raise errors.EtagMismatch(f"run {run_id} has changed since")
+        if await self.is_awaited(head):
+            raise errors.InUse(
+                f"step {head.caller_step} of run {head.caller_run} has not taken the result of run {run_id} yet; "
+                "try again in a moment"
+            )
         inverted = keys.invert(run_id)
         steps = [keys.step(namespace, run_id, r.step) for r in run.state.steps if r is not None and not r.inherited]
         rest = [

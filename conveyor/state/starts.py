@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import errors
+from conveyor.core.calls import awaits
 from conveyor.core.model import inheritable
 from conveyor.state import keys, views
 from conveyor.state.admission import Admission, Admitted, merged_labels
+from conveyor.state.callers import Caller, Withdrawn
 from conveyor.state.commits import Committer, Draft
 from conveyor.state.kinds import RESOURCE
 from conveyor.state.lookup import Lookup, missing
 from conveyor.state.requests import Remembered, Slip
-from conveyor.state.runs import Runs
+from conveyor.state.runs import Runs, StoredRun
 from conveyor.store.port import Guard
 from conveyor.v1 import run_pb2
 
@@ -91,6 +94,36 @@ class Starts:
             return self._draft(admitted, slip)
 
         return await self._committer.run(draft, slip, self._again(namespace))
+
+    async def call(self, run: StoredRun, index: int, child: str) -> None:
+        """Make the run that a step waits for, under the id that it waits for.
+
+        Nothing is made once the step is told to stop, or has ended: its record is guarded. Raises callers.Withdrawn
+        then, errors.AlreadyExists when the run is there, what `Admission.call` and `Committer.run` raise.
+        """
+        head, step = run.head, run.state.plan.steps[index]
+        within = await self._runs.within(head)
+
+        async def draft(fresh: bool, _: Slip | None) -> Draft[run_pb2.Run]:
+            record, revision = await self._runs.step(head.namespace, head.id, step.id)
+            if record is None or record.cancel_sent or not awaits(record, child):
+                raise Withdrawn
+            admitted = await self._admission.call(
+                Caller(child, step.id, within),
+                run.spec.resource,
+                step.calls,
+                head.labels,
+                Struct.FromString(record.params or step.params),
+                [Guard(keys.step(head.namespace, head.id, step.id), revision)],
+                fresh=fresh,
+            )
+            # Other replicas make it too, under the same keys: only the head says whose commit went through.
+            key = keys.head(head.namespace, child)
+            stored = next(put.value for put in admitted.puts if put.key == key)
+            there = errors.AlreadyExists(f"run {child} is there")
+            return replace(self._draft(admitted, None), witness=(key, stored), clash=(key, there))
+
+        await self._committer.run(draft, None, self._again(head.namespace))
 
     def _draft(self, admitted: Admitted, slip: Slip | None) -> Draft[run_pb2.Run]:
         run_id, namespace = admitted.prepared.run_id, admitted.prepared.state.head.namespace

@@ -122,6 +122,7 @@ def step_run(
         _set_time(view.next_time, record.next_time)
     if record.HasField("result"):
         view.result.CopyFrom(_result(record.result))
+    view.child_run = record.child_run
     view.attempts.extend(_attempt(attempt) for attempt in record.attempts)
     view.decisions.extend(_decision(made) for made in record.decisions)
     return view
@@ -201,6 +202,7 @@ def _attempt(record: storage_pb2.AttemptRecord) -> run_pb2.Attempt:
         state=record.state,
         reason=record.reason,
         message=record.message,
+        child_run=record.child_run,
         late_results=[
             run_pb2.LateResult(
                 time=timestamp(late.time), disposition=late.disposition, outcome=late.outcome, message=late.message

@@ -73,7 +73,9 @@ def test_what_a_gate_must_not_say(gate: Gate, field: str, said: str) -> None:
 
 
 def test_a_step_without_anything_to_do() -> None:
-    assert problems(Step(id="ask")) == [("driver", "is missing; a step names its driver, or is a gate")]
+    assert problems(Step(id="ask")) == [
+        ("driver", "is missing; a step names its driver, is a gate, or runs a pipeline")
+    ]
 
 
 @pytest.mark.parametrize(

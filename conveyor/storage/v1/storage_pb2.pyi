@@ -309,7 +309,7 @@ class StepRecord(_message.Message):
     next_time: _builtins.int
     """RUNNING: when the attempt times out. QUEUED: when the wait does. RETRYING: when the next attempt is ready."""
     token: _builtins.str
-    """The token of the current attempt."""
+    """The token of the current attempt. Of a step that runs a pipeline: the id of the run."""
     session: _builtins.str
     """The session that has it, or the JetStream consumer."""
     worker: _builtins.str
@@ -519,6 +519,7 @@ class AttemptRecord(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     RESULT_DIGEST_FIELD_NUMBER: _builtins.int
     LATE_RESULTS_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     worker: _builtins.str
@@ -539,6 +540,8 @@ class AttemptRecord(_message.Message):
     """The token that it had."""
     result_digest: _builtins.bytes
     """The digest of the result that decided it, to tell repetitions from contradictions."""
+    child_run: _builtins.str
+    """The run that it waited for."""
     @_builtins.property
     def late_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___LateResultRecord]:
         """Results that came too late."""
@@ -557,10 +560,11 @@ class AttemptRecord(_message.Message):
         token: _builtins.str = ...,
         result_digest: _builtins.bytes = ...,
         late_results: _abc.Iterable[Global___LateResultRecord] | None = ...,
+        child_run: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "late_results", b"late_results", "message", b"message", "number", b"number", "reason", b"reason", "result_digest", b"result_digest", "start_time", b"start_time", "state", b"state", "token", b"token", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_run", b"child_run", "end_time", b"end_time", "late_results", b"late_results", "message", b"message", "number", b"number", "reason", b"reason", "result_digest", b"result_digest", "start_time", b"start_time", "state", b"state", "token", b"token", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

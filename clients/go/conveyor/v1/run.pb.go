@@ -1587,7 +1587,9 @@ type Attempt struct {
 	// What the driver said, or what happened.
 	Message string `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
 	// Results that came too late to count.
-	LateResults   []*LateResult `protobuf:"bytes,9,rep,name=late_results,json=lateResults,proto3" json:"late_results,omitempty"`
+	LateResults []*LateResult `protobuf:"bytes,9,rep,name=late_results,json=lateResults,proto3" json:"late_results,omitempty"`
+	// Of a step that runs a pipeline: the run that it waited for.
+	ChildRun      string `protobuf:"bytes,10,opt,name=child_run,json=childRun,proto3" json:"child_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1683,6 +1685,13 @@ func (x *Attempt) GetLateResults() []*LateResult {
 		return x.LateResults
 	}
 	return nil
+}
+
+func (x *Attempt) GetChildRun() string {
+	if x != nil {
+		return x.ChildRun
+	}
+	return ""
 }
 
 // A result that changed nothing.
@@ -2207,7 +2216,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"SeenWorker\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x96\x03\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xb3\x03\n" +
 	"\aAttempt\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x124\n" +
@@ -2218,7 +2227,9 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x05state\x18\x06 \x01(\x0e2\x16.conveyor.v1.StepStateR\x05state\x12/\n" +
 	"\x06reason\x18\a \x01(\x0e2\x17.conveyor.v1.StepReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\b \x01(\tR\amessage\x12:\n" +
-	"\flate_results\x18\t \x03(\v2\x17.conveyor.v1.LateResultR\vlateResults\"\xc2\x01\n" +
+	"\flate_results\x18\t \x03(\v2\x17.conveyor.v1.LateResultR\vlateResults\x12\x1b\n" +
+	"\tchild_run\x18\n" +
+	" \x01(\tR\bchildRun\"\xc2\x01\n" +
 	"\n" +
 	"LateResult\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +

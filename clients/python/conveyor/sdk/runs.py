@@ -88,10 +88,14 @@ class Runs:
         created_from: datetime | None = None,
         created_before: datetime | None = None,
         parent_run: str = "",
+        caller_run: str = "",
         view: RunView.ValueType = RunView.RUN_VIEW_BASIC,
         page_size: int = 0,
     ) -> AsyncGenerator[Run, None]:
-        """All that match, newest first, page after page. `resource` needs `definition`; `parent_run` was retried."""
+        """All that match, newest first, page after page.
+
+        `resource` needs `definition`; `parent_run` was retried; steps of `caller_run` started them.
+        """
         request = ListRunsRequest(
             namespace=self._namespace,
             pipeline=pipeline,
@@ -100,6 +104,7 @@ class Runs:
             states=states,
             labels=labels or {},
             parent_run=parent_run,
+            caller_run=caller_run,
             view=view,
             page_size=page_size,
         )

@@ -937,6 +937,7 @@ class Attempt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     LATE_RESULTS_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     worker: _builtins.str
@@ -949,6 +950,8 @@ class Attempt(_message.Message):
     """Why."""
     message: _builtins.str
     """What the driver said, or what happened."""
+    child_run: _builtins.str
+    """Of a step that runs a pipeline: the run that it waited for."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was given to the worker, or its ticket published."""
@@ -973,10 +976,11 @@ class Attempt(_message.Message):
         reason: Global___StepReason.ValueType = ...,
         message: _builtins.str = ...,
         late_results: _abc.Iterable[Global___LateResult] | None = ...,
+        child_run: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "late_results", b"late_results", "message", b"message", "number", b"number", "reason", b"reason", "start_time", b"start_time", "state", b"state", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_run", b"child_run", "end_time", b"end_time", "late_results", b"late_results", "message", b"message", "number", b"number", "reason", b"reason", "start_time", b"start_time", "state", b"state", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,254 @@
+"""Steps that run another pipeline and wait for its run, on both stores and over both transports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf.struct_pb2 import Value
+
+from conveyor.sdk import Job, NotFound, to_struct
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Param, ParamType, Step, SubPipeline
+from conveyor.v1.resource_definition_pb2 import ResourceDefinition
+from conveyor.v1.run_pb2 import Run
+from tests.support.behaviour import Hold, big, echo, fail, ok
+from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
+from tests.support.wait import until
+
+
+def call(name: str, pipeline: str, *needs: str, params: dict[str, Any] | None = None, **fields: Any) -> Step:
+    """A step that runs a pipeline."""
+    made = step(name, "none", *needs, **fields)
+    made.runs.CopyFrom(SubPipeline(pipeline=pipeline, params=to_struct(params or {})))
+    return made
+
+
+def text(name: str, **fields: Any) -> Param:
+    return Param(name=name, type=ParamType.PARAM_TYPE_STRING, **fields)
+
+
+class Flaky:
+    """Fails once, then succeeds."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    async def __call__(self, job: Job) -> None:
+        if not self.failed:
+            self.failed = True
+            raise job.fail("not now")
+
+
+@on_both_stores
+@pytest.mark.parametrize("transport", ["grpc", "jetstream"])
+async def test_a_step_runs_a_pipeline_and_reads_what_it_came_to(belt: Belt, transport: str) -> None:
+    belt.drive("build", ok, transport=transport)
+    belt.drive("put", echo, transport=transport)
+    belt.drive("notify", echo, transport=transport)
+    put = step("put", params=to_struct({"to": "${{ params.env }}"}))
+    await belt.pipeline(step("check", "build"), put, name="deploy", params=[text("env", required=True)])
+    tell = step("notify", params=to_struct({"url": "${{ steps.deploy.data.steps.check.by }}"}))
+    await belt.pipeline(
+        step("build"), call("deploy", "deploy", params={"env": "${{ steps.build.data.by + '-env' }}"}), tell
+    )
+    run = await belt.ended(await belt.start(size=3))
+    assert states(run) == {"build": "SUCCEEDED", "deploy": "SUCCEEDED", "notify": "SUCCEEDED"}
+    called = one(run.steps, "deploy")
+    child = await belt.client.runs.get(called.child_run)
+    assert (child.caller_run, child.caller_step, child.depth) == (run.id, "deploy", 1)
+    assert (child.pipeline, child.resource, child.params["env"]) == ("deploy", run.resource, "build-env")
+    assert child.resource_snapshot == run.resource_snapshot
+    assert called.result.data["run"] == child.id
+    assert called.result.data["steps"]["check"]["by"] == "build"
+    assert [attempt.child_run for attempt in called.attempts] == [child.id]
+
+
+async def there(belt: Belt, run: str) -> Run:
+    """The run, which is made soon after its step has its id."""
+
+    async def made() -> Run | None:
+        try:
+            return await belt.client.runs.get(run)
+        except NotFound:
+            return None
+
+    return await until(made, "the run of the step to be made")
+
+
+@on_both_stores
+async def test_each_attempt_is_a_run_of_its_own(belt: Belt) -> None:
+    flaky = Flaky()
+    belt.drive("put", flaky)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy", attempts=3))
+    run = await belt.ended(await belt.start())
+    called = one(run.steps, "deploy")
+    children = [child async for child in belt.client.runs.list(caller_run=run.id)]
+    assert [state(child) for child in children] == ["SUCCEEDED", "FAILED"]
+    assert [attempt.child_run for attempt in called.attempts] == [child.id for child in reversed(children)]
+    assert step_reason(called.attempts[0]) == "CHILD_RUN_FAILED"
+    assert called.attempts[0].message == f"run {children[1].id} failed: step put failed: not now"
+
+
+@on_both_stores
+async def test_a_failure_within_fails_the_run_and_names_the_way(belt: Belt) -> None:
+    belt.drive("put", fail)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy"), finally_steps=[step("tell", "put")])
+    run = await belt.ended(await belt.start())
+    child = one(run.steps, "deploy").child_run
+    assert (state(run), reason(run)) == ("FAILED", "STEP_FAILED")
+    assert run.message == f"step deploy failed: run {child} failed: step put failed: it is broken"
+
+
+@on_both_stores
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_cancel_reaches_all_runs_within(belt: Belt, force: bool) -> None:
+    hold = Hold()
+    belt.drive("put", hold)
+    belt.drive("tidy", ok)
+    await belt.pipeline(step("put"), name="inner", finally_steps=[step("tidy")])
+    await belt.pipeline(call("again", "inner"), name="middle")
+    await belt.pipeline(call("first", "middle"))
+    run = await belt.start()
+    await hold.started.wait()
+    await belt.client.runs.cancel(run.id, message="enough", force=force)
+    ended = await belt.ended(run)
+    assert (state(ended), step_reason(ended.steps[0])) == ("CANCELLED", "ABANDONED" if force else "RUN_CANCELLED")
+    middle = await belt.ended(ended.steps[0].child_run)
+    inner = await belt.ended(middle.steps[0].child_run)
+    assert (state(middle), state(inner)) == ("CANCELLED", "CANCELLED")
+    assert middle.cancel_message == f"step first of run {run.id} was stopped: enough"
+    assert states(inner) == {"put": "CANCELLED", "tidy": "SKIPPED" if force else "SUCCEEDED"}
+
+
+@on_both_stores
+async def test_a_run_within_that_somebody_cancels(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("put", hold)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy", attempts=3))
+    run = await belt.start()
+    await hold.started.wait()
+    child = (await belt.client.runs.get(run.id)).steps[0].child_run
+    await belt.client.runs.cancel(child, message="not today")
+    ended = await belt.ended(run)
+    assert (state(ended), reason(ended)) == ("FAILED", "STEP_CANCELLED")
+    assert step_reason(ended.steps[0]) == "CHILD_RUN_CANCELLED"
+    assert ended.steps[0].message == f"run {child} was cancelled: not today"
+
+
+@on_both_stores
+async def test_a_timeout_cancels_the_run_and_tries_again(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("put", hold)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy", timeout=0.3, attempts=2))
+    run = await belt.start()
+    await hold.started.wait()
+    called = one((await belt.ended(run)).steps, "deploy")
+    assert step_reason(called) == "TIMED_OUT"
+    for attempt in called.attempts:
+        assert state(await belt.ended(attempt.child_run)) == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "params", "said"),
+    [
+        ("nowhere", {}, "its run was refused: there is no pipeline nowhere"),
+        ("other", {}, "its run was refused: pipeline other takes resources of lib, not of app"),
+        (
+            "deploy",
+            {"size": 3, "color": "red"},
+            "its run was refused: params.color: the pipeline has no such parameter; it has env, size; "
+            "params.env: is missing; the pipeline requires it; params.size: must be text, not a number",
+        ),
+    ],
+)
+async def test_a_run_that_is_refused(belt: Belt, pipeline: str, params: dict[str, Any], said: str) -> None:
+    await belt.client.definitions.apply(ResourceDefinition(name="lib"))
+    await belt.pipeline(step("put"), name="other", definition="lib")
+    await belt.pipeline(step("put"), name="deploy", params=[text("env", required=True), text("size")])
+    await belt.pipeline(call("deploy", pipeline, params=params, attempts=3))
+    ended = await belt.ended(await belt.start())
+    called = ended.steps[0]
+    assert (step_reason(called), called.attempt, called.child_run) == ("CHILD_RUN_REFUSED", 1, "")
+    assert called.message == said
+    assert [run.id async for run in belt.client.runs.list()] == [ended.id]
+
+
+async def test_recursion_ends_by_its_condition(belt: Belt) -> None:
+    left = Param(name="left", type=ParamType.PARAM_TYPE_NUMBER, default=Value(number_value=5))
+    again = call("again", "down", params={"left": "${{ params.left - 1 }}"}, when="params.left > 1")
+    await belt.pipeline(again, name="down", params=[left])
+    run = await belt.ended(await belt.start("down"))
+    assert state(run) == "SUCCEEDED"
+    runs = [each async for each in belt.client.runs.list()]
+    assert [each.depth for each in runs] == [4, 3, 2, 1, 0]
+
+
+async def test_recursion_without_end_is_refused_at_its_depth(belt: Belt) -> None:
+    await belt.pipeline(call("to-pong", "pong"), name="ping")
+    await belt.pipeline(call("to-ping", "ping"), name="pong")
+    run = await belt.ended(await belt.start("ping"))
+    assert state(run) == "FAILED"
+    runs = [each async for each in belt.client.runs.list()]
+    assert [each.depth for each in runs] == list(range(8, -1, -1))
+    way = " > ".join(["ping", "pong"] * 5)
+    assert runs[0].message.endswith(f"it would be within 9 other runs; at most 8: {way}")
+
+
+@on_both_stores
+@pytest.mark.parametrize("policy", ["QUEUE", "REPLACE"])
+async def test_a_run_that_would_wait_for_itself_is_refused(belt: Belt, policy: str) -> None:
+    one_at_a_time = Concurrency(policy=ConcurrencyPolicy.Value(f"CONCURRENCY_POLICY_{policy}"))
+    again = call("again", "deploy", params={"more": "no"}, when="params.more == 'yes'")
+    more = text("more", default=Value(string_value="yes"))
+    await belt.pipeline(again, name="deploy", params=[more], concurrency=one_at_a_time)
+    ended = await belt.ended(await belt.start("deploy"))
+    assert step_reason(ended.steps[0]) == "CHILD_RUN_REFUSED"
+    assert f"run {ended.id}, which this one would be within, is such a run" in ended.steps[0].message
+
+
+async def test_a_run_within_waits_for_its_turn(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("put", hold)
+    queue = Concurrency(policy=ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE)
+    await belt.pipeline(step("put"), name="deploy", concurrency=queue)
+    await belt.pipeline(call("deploy", "deploy"))
+    first = await belt.start("deploy")
+    await hold.started.wait()
+    second = await belt.client.runs.start("app", first.resource, "release")
+    waiting = (await belt.until_step(second, "deploy", "RUNNING")).child_run
+    await there(belt, waiting)
+    assert (await belt.client.runs.get(waiting)).wait.run == first.id
+    hold.released.set()
+    assert state(await belt.ended(second)) == "SUCCEEDED"
+
+
+async def test_a_retry_takes_over_what_succeeded_within(belt: Belt) -> None:
+    flaky = Flaky()
+    belt.drive("put", ok)
+    belt.drive("flaky", flaky)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(step("flaky"), name="check")
+    await belt.pipeline(call("deploy", "deploy"), call("check", "check"))
+    first = await belt.ended(await belt.start())
+    assert states(first) == {"deploy": "SUCCEEDED", "check": "FAILED"}
+    second = await belt.ended(await belt.client.runs.retry(first.id))
+    assert state(second) == "SUCCEEDED"
+    assert (second.steps[0].inherited, second.steps[0].child_run) == (True, first.steps[0].child_run)
+    assert second.steps[1].child_run not in ("", first.steps[1].child_run)
+    alone = await belt.ended(await belt.client.runs.retry(first.steps[1].child_run))
+    assert (state(alone), alone.caller_run, alone.depth) == ("SUCCEEDED", "", 0)
+
+
+async def test_more_data_than_a_result_may_have(belt: Belt) -> None:
+    belt.drive("put", big(40_000))
+    await belt.pipeline(step("a", "put"), step("b", "put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy"))
+    ended = await belt.ended(await belt.start())
+    assert step_reason(ended.steps[0]) == "RESULT_TOO_LARGE"
+    child = ended.steps[0].child_run
+    assert ended.steps[0].message.startswith(f"run {child} succeeded, but the data of its steps together has 80")
+    assert ended.steps[0].message.endswith("bytes as JSON; the limit is 65536")
