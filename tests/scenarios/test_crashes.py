@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from conveyor.sdk import Job
+from conveyor.v1.pipeline_pb2 import LabelSelector
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import RunState
 from tests.support.behaviour import Counted, fail, ok
@@ -116,6 +117,33 @@ async def test_f63_a_killed_worker_loses_its_step(belt: Belt, back: bool) -> Non
     assert state(ended) == "SUCCEEDED"
     assert [step_reason(attempt) for attempt in ended.steps[0].attempts] == ["WORKER_LOST", "UNSPECIFIED"]
     assert ended.steps[0].max_attempts == 1
+
+
+async def test_a_step_waits_on_for_its_kind_of_worker_after_a_kill(belt: Belt) -> None:
+    """What its selector came to is stored, and so is who would not do."""
+    had: list[str] = []
+
+    def drive(system: str) -> None:
+        async def work(job: Job) -> None:
+            had.append(system)
+
+        belt.drive("build", work, labels={"os": system})
+
+    drive("amd64")
+    await belt.connected("build")
+    selector = LabelSelector(match_labels={"os": "${{ resource.spec.arch }}64"})
+    await belt.pipeline(step("a", "build", worker_selector=selector))
+    run = await belt.start(arch="arm")
+    await belt.until_step(run, "a", "QUEUED", reason="NO_WORKER")
+    await killed(belt)
+    waiting = await belt.until_step(run, "a", "QUEUED", reason="NO_WORKER")
+    assert waiting.worker_selector.match_labels == {"os": "arm64"}
+    # The pipeline is another one by now, and the amd64 worker is there again.
+    await belt.pipeline(step("a", "build"))
+    assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
+    drive("arm64")
+    assert state(await belt.ended(run)) == "SUCCEEDED"
+    assert had == ["amd64", "arm64"]
 
 
 async def test_f65_what_was_acknowledged_is_there_after_a_kill(belt: Belt) -> None:

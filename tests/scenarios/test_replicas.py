@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from conveyor.sdk import Client, Job
-from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, LabelSelector
+from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, StepState
 from tests.support.behaviour import Counted, Hold, fail, ok, sleep
 from tests.support.belt import Belt, Site, one, state, step
@@ -166,6 +167,41 @@ async def test_drivers_restarted_one_by_one_finish_and_hand_back(trio: Trio, bel
     for run in await load.ended():
         assert state(run) == "SUCCEEDED"
         assert [len(each.attempts) for each in run.steps] == [1, 1]
+
+
+async def test_workers_of_all_servers_are_chosen_by_label(trio: Trio, belt: Belt) -> None:
+    """Whichever server began the run, and the one that has the step's worker is killed once."""
+    had: list[tuple[str, str]] = []
+
+    def drive(server: int, system: str) -> None:
+        async def work(job: Job) -> None:
+            had.append((job.step, system))
+
+        addresses = [each.address for each in (trio.servers[server:] + trio.servers[:server])]
+        belt.drive("build", work, labels={"os": system}, address=addresses)
+
+    drive(0, "amd64")
+    await belt.connected("build")
+    steps = [
+        step(name, "build", worker_selector=LabelSelector(match_labels={"os": name})) for name in ("amd64", "arm64")
+    ]
+    await belt.pipeline(*steps)
+    clients = [Client(server.address, namespace=belt.namespace) for server in trio.servers]
+    made = [Resource(name=f"app-{n}", definition="app", pipeline="release") for n in range(3)]
+    runs = [(await client.resources.create(each))[1] for client, each in zip(clients, made, strict=True)]
+    for run, client in zip(runs, clients, strict=True):
+        assert run is not None
+        waiting = await belt.until_step(run, "arm64", "QUEUED", reason="NO_WORKER")
+        assert waiting.message == "no worker with os=arm64 (1 connected: os=amd64)"
+        (shown,) = [each for each in (await client.runs.get(run.id)).steps if each.step == "arm64"]
+        assert (shown.wait.workers, shown.wait.other_workers) == (0, 1)
+    await asyncio.to_thread(trio.servers[1].kill)
+    drive(2, "arm64")
+    assert [state(await belt.ended(run.id)) for run in runs if run is not None] == ["SUCCEEDED"] * 3
+    await asyncio.to_thread(trio.servers[1].start)
+    assert set(had) == {("amd64", "amd64"), ("arm64", "arm64")}
+    for client in clients:
+        await client.close()
 
 
 async def test_a_watch_and_a_follower_go_on_elsewhere(trio: Trio, belt: Belt) -> None:

@@ -82,6 +82,7 @@ NOBODY = {"message": "nobody is there", "reason": StepReason.STEP_REASON_NO_WORK
             between("QUEUED", message="all are busy", wait=told_wait(workers=1, slots=1)),
             "all are busy (waiting 35s, 1 worker with 1 slot)",
         ),
+        (between("QUEUED", **NOBODY, wait=told_wait(other_workers=2)), "nobody is there (waiting 35s)"),
         (between("QUEUED", **NOBODY, wait=told_wait()), "nobody is there (waiting 35s, none was ever seen)"),
         (
             between("QUEUED", **NOBODY, wait=told_wait(last_workers=seen("x", "y", "z"))),
