@@ -19,8 +19,6 @@ def label_selector(problems: Problems, path: str, step: Any, key: str) -> None:
     if not step.HasField(key):
         return
     selector: pipeline_pb2.LabelSelector = getattr(step, key)
-    if step.WhichOneof("action") in ("gate", "runs"):
-        problems.add(path, "has no meaning for a step that no worker takes")
     if len(selector.match_labels) > limits.LABELS:
         problems.too_large(f"{path}.match_labels", _count(len(selector.match_labels)))
         return

@@ -233,6 +233,10 @@ class FakeServer(
 
     # Drivers and the server.
 
+    def GetDriver(self, request: Any, context: Any) -> Any:  # noqa: N802
+        found = [driver for driver in self.drivers if driver.name == request.name]
+        return driver_service_pb2.GetDriverResponse(driver=found[0])
+
     def ListDrivers(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._take(request, context)
         return driver_service_pb2.ListDriversResponse(drivers=self.drivers)

@@ -210,6 +210,19 @@ def test_drivers_that_are_connected_were_not_seen_some_time_ago(conveyor: Convey
     assert pulled == ["pytest", "1", "1", "-", "JETSTREAM", "now"]
 
 
+def test_each_worker_of_a_driver_says_its_labels(conveyor: Conveyor, server: Any) -> None:
+    labels = {"os": "linux", "arch": "arm64"}
+    workers = [
+        Worker(name="box-1", slots=2, transport=Transport.TRANSPORT_GRPC, labels=labels, definitions=["app"]),
+        Worker(name="box-2", slots=1, transport=Transport.TRANSPORT_GRPC),
+    ]
+    server.drivers.append(Driver(name="compile", workers=workers))
+    head, first, second = conveyor("driver", "get", "compile").out.splitlines()[-3:]
+    assert head.split() == ["WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS"]
+    assert first.split() == ["box-1", "GRPC", "0", "2", "app", "arch=arm64,", "os=linux"]
+    assert second.split() == ["box-2", "GRPC", "0", "1"]
+
+
 def test_a_run_for_people(conveyor: Conveyor, server: Any, make_run: Any) -> None:
     run = make_run(RunState.RUN_STATE_FAILED, message="step test failed\x1b[2J\nbadly")
     server.runs[run.id] = run
