@@ -17,6 +17,7 @@ from conveyor.core import limits
 from conveyor.core.call_check import check_calls
 from conveyor.core.graph_check import check_graph
 from conveyor.core.lock_check import check_locks
+from conveyor.core.matrix_check import check_matrix
 from conveyor.core.params import check_params
 from conveyor.expressions.check import check_expressions
 from conveyor.v1 import (
@@ -114,6 +115,22 @@ def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
     problems.found.extend(check_calls(pipeline, parent))
 
 
+def _matrix(problems: Problems, path: str, step: Any, key: str) -> None:
+    """How the instances of a step are made."""
+    if not step.HasField(key):
+        return
+    matrix, before = step.matrix, len(problems.found)
+    for name in sorted(matrix.axes):
+        checks.value(problems, f"{path}.axes.{name[:64]}", matrix.axes[name])
+    for part in ("include", "exclude"):
+        for i, each in enumerate(getattr(matrix, part)):
+            where = f"{path}.{part}[{i}]"
+            for name in sorted(each.fields):
+                checks.value(problems, f"{where}.{name[:64]}", each.fields[name])
+    if len(problems.found) == before:
+        problems.found.extend(check_matrix(matrix, path))
+
+
 def _params(problems: Problems, path: str, pipeline: Any, key: str) -> None:
     """How parameters are declared."""
     for i, param in enumerate(pipeline.params):
@@ -186,7 +203,7 @@ _STEP: Rules = (
     ("queue_timeout", checks.duration(SECOND // 10, 366 * DAY)),
     ("retry", _retry),
     ("params", checks.struct(None)),
-    ("matrix", checks.unsupported),
+    ("matrix", _matrix),
     ("gate", _gate),
     ("runs", _runs),
     ("worker_selector", label_selector),

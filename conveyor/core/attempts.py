@@ -18,7 +18,7 @@ def is_free(state: RunState, index: int) -> bool:
         and record.state == run_pb2.STEP_STATE_QUEUED
         and not record.token
         and not waits_for_lock(record)
-        and may_start(state.plan, state.head, state.failed, index)
+        and may_start(state.plan, state.head, state.head.step_states, state.failed, index)
     )
 
 

@@ -55,7 +55,7 @@ def on_child_ended(state: RunState, event: ChildEnded, now: int, jitter: float) 
         outcome = _OUTCOMES[event.state]
         record.result.CopyFrom(storage_pb2.StoredResult(outcome=outcome, message=message, data=event.data))
         draft.head.result_bytes = size
-    if draft.cancelling and index < draft.plan.main:
+    if draft.cancelling and not draft.plan.steps[index].is_finally:
         timed_out = draft.head.reason == run_pb2.RUN_REASON_TIMED_OUT
         reason = run_pb2.STEP_REASON_RUN_TIMED_OUT if timed_out else run_pb2.STEP_REASON_RUN_CANCELLED
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
@@ -63,6 +63,9 @@ def on_child_ended(state: RunState, event: ChildEnded, now: int, jitter: float) 
         draft.finish(index, run_pb2.STEP_STATE_FAILED, invalid, message)
     elif event.state == run_pb2.RUN_STATE_SUCCEEDED:
         draft.finish(index, run_pb2.STEP_STATE_SUCCEEDED)
+    elif record.cancel_sent:
+        reason = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST
+        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, "another instance failed")
     elif event.state == run_pb2.RUN_STATE_CANCELLED:
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_CHILD_RUN_CANCELLED, message)
     else:

@@ -33,6 +33,13 @@ def grace_left(head: storage_pb2.RunHead, now: int) -> int:
     return min(left, head.cancel_grace) if head.HasField("cancel_grace") else left
 
 
+def not_confirmed(record: storage_pb2.StepRecord) -> str:
+    """What is said of a step that was told to stop and is given up."""
+    if record.child_run:
+        return f"run {record.child_run} had not ended in time, and may still be at work, at its finally steps too"
+    return f"worker {record.worker} did not confirm in time that it stopped, and may still be at work"
+
+
 def bring_run_nearer(draft: Draft) -> None:
     """Move deadlines of the run that lie further off than they can: they were stored while a clock was ahead."""
     head, plan = draft.head, draft.plan
@@ -49,7 +56,7 @@ def bring_run_nearer(draft: Draft) -> None:
 def bring_step_nearer(draft: Draft, index: int) -> None:
     """The same for the `next_time` of a step."""
     record = draft.peek(index)
-    if record is None or (draft.cancelling and index < draft.plan.main):
+    if record is None or (draft.cancelling and not draft.plan.steps[index].is_finally):
         return
     nearer = _nearer(draft, record.next_time, _bound(draft, index, record))
     if nearer != record.next_time and draft.fits(index):
@@ -63,7 +70,8 @@ def _bound(draft: Draft, index: int, record: storage_pb2.StepRecord) -> int:
         return step.retry.backoff(record.failures, 1.0)
     if record.state == run_pb2.STEP_STATE_QUEUED and not draft.plan.broadcast:
         return step.queue_timeout
-    return step.timeout
+    # One that was told to stop, and whose run is not cancelled, has only that long to confirm it.
+    return TIMEOUT_GRACE if record.cancel_sent else step.timeout
 
 
 def _nearer(draft: Draft, time: int, bound: int) -> int:
@@ -77,7 +85,7 @@ def _nearer(draft: Draft, time: int, bound: int) -> int:
 
 def step_due(draft: Draft, index: int) -> None:
     """The `next_time` of a step has come: its back-off is over, or its attempt or its wait took too long."""
-    if (draft.cancelling and index < draft.plan.main) or not draft.fits(index):
+    if (draft.cancelling and not draft.plan.steps[index].is_finally) or not draft.fits(index):
         return
     state, step, record = draft.states[index], draft.plan.steps[index], draft.edit(index)
     if state == run_pb2.STEP_STATE_RETRYING:
@@ -93,6 +101,8 @@ def step_due(draft: Draft, index: int) -> None:
         what = "it did not get its lock" if waits_for_lock(record) else "no worker took it"
         message = f"{what} within {step.queue_timeout / SECOND:g} s{said}"
         draft.finish(index, run_pb2.STEP_STATE_FAILED, run_pb2.STEP_REASON_QUEUE_TIMED_OUT, message)
+    elif state == run_pb2.STEP_STATE_RUNNING and record.cancel_sent:
+        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_ABANDONED, not_confirmed(record))
     elif state == run_pb2.STEP_STATE_RUNNING:
         message = f"attempt {record.attempt} took longer than {step.timeout / SECOND:g} s"
         draft.tell_to_stop(index, message, TIMEOUT_GRACE)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from conveyor.core.inputs import Seen, Verdict
+from conveyor.core.inputs import Seen, StepInputs, Verdict
 from conveyor.core.locks import waiting_message
-from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw
+from conveyor.core.matrix import values_of
+from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw, result_bytes
 from conveyor.core.plan import Plan
 from conveyor.core.rules import may_start
 from conveyor.storage.v1 import storage_pb2
@@ -42,8 +43,10 @@ class Draft:
         "inputs",
         "jitter",
         "joins",
+        "kept",
         "leaves",
         "locked",
+        "matrices",
         "more",
         "now",
         "open_finally",
@@ -77,6 +80,8 @@ class Draft:
         self.open_main = old.open_main
         self.open_finally = old.open_finally
         self.failed = old.failed
+        self.kept = old.kept
+        self.matrices: set[int] = set()
         self.changed: set[int] = set()
         self.bytes_taken = 0
         self.more = False
@@ -105,13 +110,20 @@ class Draft:
 
     def may_start(self, index: int) -> bool:
         """Whether the step may be given to a worker, as far as the run is concerned."""
-        return may_start(self.plan, self.head, self.failed, index)
+        return may_start(self.plan, self.head, self.states, self.failed, index)
 
     def fits(self, index: int) -> bool:
         """Whether this commit has room for the record of the step; if not, another must follow."""
         # A claim on a lock is made or given up by one more operation.
         operations = len(self.changed) + self.locked
         if index in self.changed or (operations < MAX_RECORDS and self.bytes_taken < MAX_RECORD_BYTES):
+            return True
+        self.more = True
+        return False
+
+    def has_room(self, size: int) -> bool:
+        """Whether this commit has room for a new record of so many bytes; if not, another must follow."""
+        if self.bytes_taken + size <= MAX_RECORD_BYTES:
             return True
         self.more = True
         return False
@@ -151,11 +163,16 @@ class Draft:
         self.states[index] = state
         self.reasons[index] = reason
 
-    def verdict(self, index: int) -> Verdict:
-        """What the expressions of a step make of it."""
+    def judge(self, index: int) -> tuple[StepInputs, Seen]:
+        """Who evaluates the expressions of a step, and what they see."""
         if self.inputs is None:
             raise ValueError(f"nobody evaluates the expressions of step {self.plan.steps[index].id}")
-        return self.inputs.judge(index, Seen(self.head, self.states, self.reasons, self._steps))
+        return self.inputs, Seen(self.plan, self.head, self.states, self.reasons, self._steps)
+
+    def verdict(self, index: int) -> Verdict:
+        """What the expressions of a step make of it."""
+        inputs, seen = self.judge(index)
+        return inputs.judge(index, seen)
 
     def admit(self, index: int, verdict: Verdict) -> None:
         """Do what its expressions make of a step that never was queued: it waits, is skipped, or fails."""
@@ -174,9 +191,40 @@ class Draft:
             self.finish(index, run_pb2.STEP_STATE_SKIPPED, verdict.reason)
             return
         # It had no attempt; its record keeps what is wrong.
-        self._steps[index] = storage_pb2.StepRecord(step=self.plan.steps[index].id, queue_time=self.stamp)
-        self.mark(index)
+        self.begin(index)
         self.finish(index, run_pb2.STEP_STATE_FAILED, verdict.reason, verdict.message)
+
+    def begin(self, index: int) -> storage_pb2.StepRecord:
+        """The record of a step that has none yet."""
+        step = self.plan.steps[index]
+        record = storage_pb2.StepRecord(step=step.id, queue_time=self.stamp)
+        if step.is_instance and (matrix := self.peek(step.matrix_step)) is not None:
+            record.matrix_step = matrix.step
+            record.matrix = values_of(matrix, index)
+            self.bytes_taken += len(record.matrix)
+        self._steps[index] = record
+        self.mark(index)
+        return record
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more steps at its end: instances, that need nothing."""
+        added = plan.steps[len(self.plan.steps) :]
+        self.plan = plan
+        self.states.extend([run_pb2.STEP_STATE_PENDING] * len(added))
+        self.reasons.extend(bytes(len(added)))
+        self._steps.extend([None] * len(added))
+        self.open_needs.extend([0] * len(added))
+        if added[0].is_finally:
+            self.open_finally += len(added)
+        else:
+            self.open_main += len(added)
+
+    def take_over(self, index: int, record: storage_pb2.StepRecord) -> None:
+        """Have an instance succeed as it did in the run that this one retries; its record is kept with the snapshot."""
+        self._steps[index] = record
+        self.states[index], self.reasons[index] = record.state, record.reason
+        self.head.result_bytes += result_bytes(record)
+        self.open_main -= 1
 
     def queue(self, index: int, *, next_attempt: bool = False, lock: str = "") -> None:
         """Make a step ready for a worker: its first attempt, its next one, or the same one again.
@@ -185,9 +233,8 @@ class Draft:
         """
         step = self.plan.steps[index]
         if self._steps[index] is None:
-            record = storage_pb2.StepRecord(step=step.id, attempt=0 if step.gate else 1, queue_time=self.stamp)
-            self._steps[index] = record
-            self.mark(index)
+            record = self.begin(index)
+            record.attempt = 0 if step.gate else 1
         else:
             record = self.edit(index)
             record.message = ""
@@ -309,8 +356,13 @@ class Draft:
         step = self.plan.steps[index]
         if step.is_finally:
             self.open_finally -= 1
+        else:
+            self.open_main -= 1
+        if step.is_instance:
+            self.matrices.add(step.matrix_step)
             return
-        self.open_main -= 1
+        if step.is_finally:
+            return
         if state == run_pb2.STEP_STATE_FAILED and not step.allow_failure:
             # The first failure stops others; later ones find them stopped.
             self.thorough = self.thorough or not self.failed
@@ -394,6 +446,7 @@ class Draft:
                 self.open_finally,
                 self.failed,
                 self.inputs,
+                self.kept,
             ),
             dirty=True,
             changed=frozenset(self.changed),

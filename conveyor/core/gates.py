@@ -36,7 +36,9 @@ def standing(state: RunState, index: int, decision: pipeline_pb2.Decision.ValueT
     for made in record.decisions:
         if made.by == by:
             return Standing.REPEATED if made.decision == decision else Standing.CONTRARY
-    if record.state != run_pb2.STEP_STATE_QUEUED or not may_start(state.plan, state.head, state.failed, index):
+    head = state.head
+    open_to_all = may_start(state.plan, head, head.step_states, state.failed, index)
+    if record.state != run_pb2.STEP_STATE_QUEUED or not open_to_all:
         return Standing.CLOSED
     return Standing.OPEN
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from conveyor.core.plan import Plan
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
 
@@ -28,9 +29,23 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Expansion:
+    """What becomes of a step with a matrix.
+
+    Without a `reason` it has these instances: for each a serialized Struct of values. With CONDITION_FALSE it is
+    skipped, with any other one it fails.
+    """
+
+    reason: run_pb2.StepReason.ValueType = run_pb2.STEP_REASON_UNSPECIFIED
+    message: str = ""
+    instances: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """A run as it is when one of its steps is judged; `states` and `reasons` are one byte for each step."""
 
+    plan: Plan
     head: storage_pb2.RunHead
     states: bytes | bytearray
     reasons: bytes | bytearray
@@ -41,7 +56,11 @@ class StepInputs(Protocol):
     """The expressions of one run. Pure: what is stored, and nothing else, decides."""
 
     def judge(self, index: int, seen: Seen) -> Verdict:
-        """What becomes of a step; whatever it refers to has ended. Never raises."""
+        """What becomes of a step, or of an instance of a matrix; whatever it refers to has ended. Never raises."""
+        ...
+
+    def expand(self, index: int, seen: Seen) -> Expansion:
+        """The instances of a step with a matrix; the same. Never raises."""
         ...
 
     def repeats(self, index: int) -> bool:

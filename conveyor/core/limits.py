@@ -42,6 +42,18 @@ STEP_PARAMS_BYTES = 64 << 10
 SELECTOR_BYTES = 16 << 10
 """A step's worker_selector, as it is stored, before and after its expressions are evaluated."""
 
+MATRIX_INSTANCES = 256
+"""Combinations of a matrix, after its excludes and with its includes."""
+
+MATRIX_PRODUCT = 1024
+"""Combinations of a matrix before its excludes."""
+
+MATRIX_BYTES = 128 << 10
+"""The values of all instances of a matrix, as they are stored: one record keeps them."""
+
+RUN_INSTANCES = 2000
+"""Instances of all matrices of a run."""
+
 DESCRIPTION_BYTES = 4 << 10
 STEP_DESCRIPTION_BYTES = 1 << 10
 CANCEL_MESSAGE_BYTES = 1 << 10

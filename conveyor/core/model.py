@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conveyor.core.inputs import StepInputs
+from conveyor.core.matrix import grown, is_expanded
 from conveyor.core.plan import Plan
 from conveyor.core.selectors import Selector, compile_selector
 from conveyor.storage.v1 import storage_pb2
@@ -31,8 +32,9 @@ class RunState:
 
     `steps[i]` is the record of step i, None until it is QUEUED for the first time. The counters derive from
     `head.step_states`: `open_needs[i]` needs of step i that are not terminal, how many main and finally steps are
-    not, and how many main steps failed although they must not. `inputs` evaluates expressions; only a plan that is
-    judged needs it.
+    not, and how many main steps failed although they must not; an instance of a matrix counts there through its step
+    alone. `inputs` evaluates expressions; only a plan that is judged needs it. `kept` are instances that succeeded in
+    the run that this one retries, by their ids, until their matrix is expanded.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class RunState:
     open_finally: int
     failed: int
     inputs: StepInputs | None = field(default=None, compare=False)
+    kept: Mapping[str, storage_pb2.StepRecord] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,24 +55,36 @@ class RunState:
         records: Iterable[storage_pb2.StepRecord],
         inputs: StepInputs | None = None,
     ) -> RunState:
-        """The state from what is stored. Raises KeyError for a record of a step that the plan does not have."""
+        """The state from what is stored; `plan` is the pipeline's.
+
+        Raises KeyError for a record of a step that the plan does not have, ValueError for instances out of place.
+        """
+        records = list(records)
+        plan = grown(plan, records)
+        states = head.step_states
+        kept = _not_placed(records)
         steps: list[storage_pb2.StepRecord | None] = [None] * len(plan.steps)
         for record in records:
+            if record.inherited and record.matrix_step:
+                # It counts if it was found to be of the same values, when its matrix was expanded.
+                index = plan.index.get(record.step, -1)
+                if record.step in kept or index < 0 or states[index] != run_pb2.STEP_STATE_SUCCEEDED:
+                    continue
             steps[plan.index[record.step]] = record
-        states = head.step_states
         done = [state in TERMINAL_STEP for state in states]
         return cls(
             plan=plan,
             head=head,
             steps=steps,
             open_needs=[sum(not done[need] for need in step.needs) for step in plan.steps],
-            open_main=sum(not done[i] for i in range(plan.main)),
-            open_finally=sum(not done[i] for i in range(plan.main, len(plan.steps))),
+            open_main=sum(not done[i] for i in plan.mains),
+            open_finally=sum(not done[i] for i in plan.finals),
             failed=sum(
                 states[step.index] == run_pb2.STEP_STATE_FAILED and not step.allow_failure
                 for step in plan.steps[: plan.main]
             ),
             inputs=inputs,
+            kept=kept,
         )
 
     @property
@@ -85,6 +100,12 @@ class RunState:
         return self.plan.steps[index].selector
 
 
+def _not_placed(records: Sequence[storage_pb2.StepRecord]) -> dict[str, storage_pb2.StepRecord]:
+    """Inherited instances whose matrix was not expanded yet."""
+    expanded = {record.step for record in records if is_expanded(record)}
+    return {r.step: r for r in records if r.inherited and r.matrix_step and r.matrix_step not in expanded}
+
+
 def new_run(
     plan: Plan,
     head: storage_pb2.RunHead,
@@ -95,17 +116,25 @@ def new_run(
 
     `inherited` are the succeeded steps of the run that this one retries.
     """
-    states = bytearray([run_pb2.STEP_STATE_PENDING]) * len(plan.steps)
     kept = list(inherited)
-    for record in kept:
-        states[plan.index[record.step]] = record.state
+    full, waiting = grown(plan, kept), _not_placed(kept)
+    taken = [record for record in kept if record.step not in waiting]
+    states = bytearray([run_pb2.STEP_STATE_PENDING]) * len(full.steps)
+    reasons = bytearray(len(full.steps))
+    for places in full.instances.values():
+        # Of a matrix that succeeded, those that have no record of their success were skipped by their condition.
+        for place in places:
+            states[place], reasons[place] = run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_CONDITION_FALSE
+    for record in taken:
+        index = full.index[record.step]
+        states[index], reasons[index] = record.state, record.reason
     head.state = run_pb2.RUN_STATE_PENDING
     head.step_states = bytes(states)
-    head.step_reasons = bytes(len(plan.steps))
+    head.step_reasons = bytes(reasons)
     head.deadline = head.create_time + plan.timeout
     # The clock may have been set back since the steps that are taken over ended.
     head.update_time = max(head.create_time, *(record.end_time for record in kept), 0)
-    head.result_bytes = sum(map(result_bytes, kept))
+    head.result_bytes = sum(map(result_bytes, taken))
     return RunState.of(plan, head, kept, inputs)
 
 
@@ -125,58 +154,6 @@ def keep_waiting(state: RunState) -> None:
 def waits_for_runs(head: storage_pb2.RunHead) -> bool:
     """Whether the run has not started because older ones go first."""
     return head.state == run_pb2.RUN_STATE_PENDING and head.reason == run_pb2.RUN_REASON_WAITING_FOR_RUN
-
-
-_DECIDED_BY_NEEDS = frozenset(
-    {
-        run_pb2.STEP_REASON_NEED_FAILED,
-        run_pb2.STEP_REASON_NEED_SKIPPED,
-        run_pb2.STEP_REASON_NO_NEED_FAILED,
-    }
-)
-
-
-def inheritable(state: RunState) -> list[storage_pb2.StepRecord]:
-    """The records that a retry of this run takes over: main steps that succeeded and would find the same again.
-
-    That is so when each of their needs is taken over too, or was skipped and is going to be for the same reason.
-    """
-    plan, head = state.plan, state.head
-    kept: list[storage_pb2.StepRecord] = []
-    same = [False] * len(plan.steps)
-    order = [step.index for step in plan.steps[: plan.main] if not step.needs]
-    open_needs = [len(step.needs) for step in plan.steps]
-    for index in order:
-        step, record = plan.steps[index], state.steps[index]
-        if all(same[need] for need in step.needs):
-            if head.step_states[index] == run_pb2.STEP_STATE_SUCCEEDED and record is not None:
-                same[index] = True
-                kept.append(_inherited(record))
-            elif head.step_states[index] == run_pb2.STEP_STATE_SKIPPED:
-                same[index] = head.step_reasons[index] in _DECIDED_BY_NEEDS or _condition_repeats(state, index)
-        for dependent in step.dependents:
-            open_needs[dependent] -= 1
-            if not open_needs[dependent]:
-                order.append(dependent)
-    return kept
-
-
-def _condition_repeats(state: RunState, index: int) -> bool:
-    """Whether a step was skipped because of its condition, and is going to be again."""
-    if state.head.step_reasons[index] != run_pb2.STEP_REASON_CONDITION_FALSE or state.inputs is None:
-        return False
-    return state.inputs.repeats(index)
-
-
-def _inherited(record: storage_pb2.StepRecord) -> storage_pb2.StepRecord:
-    """A copy with the attempt that succeeded; the others stay with the run that made them."""
-    copy = storage_pb2.StepRecord()
-    copy.CopyFrom(record)
-    copy.inherited = True
-    del copy.attempts[:-1]
-    for attempt in copy.attempts:
-        attempt.ClearField("late_results")
-    return copy
 
 
 # Events

@@ -12,6 +12,7 @@ from conveyor.core.errors import Violation
 from conveyor.v1 import errors_pb2, pipeline_pb2
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}", re.ASCII)
+NAME_FAULT = 'must be a letter, then letters, digits and "_"; at most 63 characters'
 _SHOWN = 64
 
 _KINDS: dict[int, tuple[str, str]] = {
@@ -24,6 +25,11 @@ _KINDS: dict[int, tuple[str, str]] = {
 _CALLED = dict(_KINDS.values()) | {"null_value": "null", "bool_value": "true or false"}
 
 
+def is_param_name(text: str) -> bool:
+    """Whether it may be the name of a parameter, or of an axis of a matrix: expressions write it as it is."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_params(params: Sequence[pipeline_pb2.Param], path: str) -> Iterator[Violation]:
     """What is wrong with how parameters are declared. Their free-form values are valid JSON."""
     if len(params) > limits.PARAMS:
@@ -33,8 +39,8 @@ def check_params(params: Sequence[pipeline_pb2.Param], path: str) -> Iterator[Vi
     seen: dict[str, int] = {}
     for i, param in enumerate(params):
         where = f"{path}[{i}]"
-        if not _NAME.fullmatch(param.name):
-            yield Violation(f"{where}.name", 'must be a letter, then letters, digits and "_"; at most 63 characters')
+        if not is_param_name(param.name):
+            yield Violation(f"{where}.name", NAME_FAULT)
         elif param.name in seen:
             yield Violation(f"{where}.name", f"{param.name} is the name of {path}[{seen[param.name]}] already")
         seen.setdefault(param.name, i)

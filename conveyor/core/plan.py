@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 
 from google.protobuf.duration_pb2 import Duration
@@ -54,6 +54,14 @@ class LockPlan:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixPlan:
+    """How many instances of a step run at a time (0: all), and whether the first failed one stops the others."""
+
+    max_parallel: int = 0
+    fail_fast: bool = True
+
+
 EXPRESSION_MARK = b"${{"
 """Where an expression begins within the text of a step's params."""
 
@@ -76,7 +84,8 @@ class PlanStep:
     A `timeout` or `queue_timeout` of 0 is no bound. A step without a driver is none that workers take. The timeout of a
     gate is its `queue_timeout`. `calls` is the pipeline that a step runs. `judged`: it has expressions, which decide
     whether it runs, with which params, on which workers and under which lock; those of one whose params have none are
-    `params`, a serialized Struct, and so is its `selector`.
+    `params`, a serialized Struct, and so is its `selector`. An instance of a matrix has the index of the step that has
+    the matrix.
     """
 
     index: int
@@ -96,13 +105,22 @@ class PlanStep:
     gate: GatePlan | None = None
     lock: LockPlan | None = None
     calls: str = ""
+    matrix: MatrixPlan | None = None
+    matrix_step: int = -1
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether it is one of the instances of a matrix."""
+        return self.matrix_step >= 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All steps in snapshot order, finally steps last: the first `main` ones are the others.
+    """The `declared` steps in snapshot order, finally steps last: the first `main` ones are the others.
 
-    `judged`: any of them is; `calls`: any of them runs a pipeline.
+    Behind them stand the instances of matrices that were expanded, in that order: `instances` says where those of a
+    step are. `mains` and `finals` are the indexes of what ends before the finally steps begin, and of those, instances
+    included. `judged`, `has_matrix`, `calls`: any step is, has one, or runs a pipeline.
 
     A broadcast has neither order nor failure policy: each driver answers for itself.
     """
@@ -110,26 +128,49 @@ class Plan:
     steps: tuple[PlanStep, ...]
     index: Mapping[str, int]
     main: int
+    declared: int
     is_list: bool
     fail_fast: bool
     broadcast: bool
     timeout: int
     finally_timeout: int
     ancestors: tuple[int, ...]
+    mains: Sequence[int]
+    finals: Sequence[int]
     judged: bool = False
     calls: bool = False
+    has_matrix: bool = False
+    instances: Mapping[int, range] = field(default_factory=dict)
+
+    def in_order(self) -> list[str]:
+        """The ids of all steps, those of instances right behind their step's."""
+        return [step.id for step in sorted(self.steps, key=_place)]
 
     def inputs(self, index: int) -> Sequence[int]:
         """The steps whose results the step receives: all before it, all ancestors in a graph, or all main ones."""
-        return list(compress(range(self.main), self.selectors(index)))
+        return list(compress(range(len(self.steps)), self.selectors(index)))
 
     def selectors(self, index: int) -> bytes:
         """The same as one byte for each step: 1 for those it receives from. Zeros at the end are left out."""
+        step = self.steps[index]
+        found = self._selectors(step.matrix_step if step.is_instance else index)
+        if not self.instances:
+            return found
+        # Instances are received with the step that has their matrix.
+        parts = [found.ljust(self.declared, b"\0")]
+        parts += [parts[0][of : of + 1] * len(places) for of, places in self.instances.items()]
+        return b"".join(parts)
+
+    def _selectors(self, index: int) -> bytes:
         if index >= self.main:
             return b"\1" * self.main
         if self.is_list:
             return b"\1" * index
         return bin(self.ancestors[index])[:1:-1].encode().translate(_DIGITS)
+
+
+def _place(step: PlanStep) -> tuple[int, int]:
+    return (step.matrix_step, step.index) if step.is_instance else (step.index, 0)
 
 
 def micros(duration: Duration) -> int:
@@ -224,6 +265,13 @@ def _judged(step: pipeline_pb2.Step) -> bool:
     return bool(step.when) or mark in step.gate.message or mark in step.lock.key
 
 
+def _matrix(step: pipeline_pb2.Step) -> MatrixPlan | None:
+    if not step.HasField("matrix"):
+        return None
+    matrix = step.matrix
+    return MatrixPlan(matrix.max_parallel, matrix.fail_fast if matrix.HasField("fail_fast") else True)
+
+
 def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
     """The plan of a pipeline that was validated before; a pipeline without a name is a broadcast."""
     main = len(pipeline.steps)
@@ -264,6 +312,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             gate=_gate_plan(step),
             lock=_lock(step),
             calls=step.runs.pipeline,
+            matrix=_matrix(step),
         )
         for i, step in enumerate(sources)
     )
@@ -271,6 +320,7 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         steps=steps,
         index=index,
         main=main,
+        declared=len(steps),
         is_list=is_list,
         fail_fast=pipeline.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE and not broadcast,
         broadcast=broadcast,
@@ -279,6 +329,9 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
             micros(pipeline.finally_timeout) if pipeline.HasField("finally_timeout") else DEFAULT_FINALLY_TIMEOUT
         ),
         ancestors=() if is_list else _ancestor_masks(needs, dependents),
-        judged=any(step.judged for step in steps),
         calls=any(step.calls for step in steps),
+        mains=range(main),
+        finals=range(main, len(steps)),
+        judged=any(step.judged or step.matrix is not None for step in steps),
+        has_matrix=any(step.matrix is not None for step in steps),
     )

@@ -19,6 +19,9 @@ def on_result(state: RunState, event: ResultReceived, now: int, jitter: float) -
     index = state.plan.index.get(event.step, -1)
     if index < 0:
         return _answer(state, result_pb2.DISPOSITION_NOT_FOUND, f"the run has no step {event.step}")
+    if state.plan.steps[index].matrix is not None:
+        message = f"step {event.step} has a matrix; results are those of its instances, like {event.step}[0]"
+        return _answer(state, result_pb2.DISPOSITION_INVALID, message)
     driver = state.plan.steps[index].driver
     if event.driver != driver or not driver:
         owner = f"belongs to driver {driver}, not to {event.driver}" if driver else "is no driver's work"
@@ -120,7 +123,7 @@ def _accept(draft: Draft, event: ResultReceived, index: int) -> Decision:
         record.result.CopyFrom(result)
         head.result_bytes = size
     digest = _digest(event)
-    if draft.cancelling and index < draft.plan.main:
+    if draft.cancelling and not draft.plan.steps[index].is_finally:
         timed_out = head.reason == run_pb2.RUN_REASON_TIMED_OUT
         reason = run_pb2.STEP_REASON_RUN_TIMED_OUT if timed_out else run_pb2.STEP_REASON_RUN_CANCELLED
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message, digest)
@@ -128,6 +131,9 @@ def _accept(draft: Draft, event: ResultReceived, index: int) -> Decision:
         draft.finish(index, run_pb2.STEP_STATE_FAILED, invalid, message, digest)
     elif result.outcome == result_pb2.OUTCOME_SUCCEEDED:
         draft.finish(index, run_pb2.STEP_STATE_SUCCEEDED, run_pb2.STEP_REASON_UNSPECIFIED, message, digest)
+    elif record.cancel_sent:
+        reason = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST
+        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message or "another instance failed", digest)
     elif result.outcome == result_pb2.OUTCOME_CANCELLED:
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_DRIVER_CANCELLED, message, digest)
     else:

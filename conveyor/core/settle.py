@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from conveyor.core.deadlines import grace_left
+from conveyor.core.deadlines import grace_left, not_confirmed
 from conveyor.core.draft import Draft
+from conveyor.core.fanout import advance, find_matrices, start
 from conveyor.core.locks import RUN
+from conveyor.core.matrix import is_expanded
 from conveyor.core.model import OVERDUE, TERMINAL_STEP
 from conveyor.core.plan import SECOND
 from conveyor.core.rules import STOPPED_BY_FAIL_FAST, judge, outcome
@@ -18,6 +20,23 @@ _NOT_STARTED = frozenset({run_pb2.STEP_STATE_PENDING, run_pb2.STEP_STATE_QUEUED,
 
 def settle(draft: Draft) -> None:
     """Bring a run that has not ended to rest. What has no room in this commit is left, and `draft.more` set."""
+    if draft.thorough:
+        find_matrices(draft)
+    _settle_main_steps(draft)
+    while draft.matrices:
+        # One that ends may start, skip or stop others.
+        advance(draft)
+        _settle_main_steps(draft)
+    if draft.open_main:
+        return
+    if draft.open_finally:
+        _settle_finally_steps(draft)
+        advance(draft)
+    if not draft.open_finally:
+        _finish_run(draft)
+
+
+def _settle_main_steps(draft: Draft) -> None:
     if draft.cancelling:
         _stop_main_steps(draft)
     else:
@@ -30,12 +49,6 @@ def settle(draft: Draft) -> None:
                 # The expressions of a step failed it: what was queued before it in this commit is stopped too.
                 _fail_fast(draft)
                 _judge_candidates(draft)
-    if draft.open_main:
-        return
-    if draft.open_finally:
-        _settle_finally_steps(draft)
-    if not draft.open_finally:
-        _finish_run(draft)
 
 
 def find_candidates(draft: Draft) -> None:
@@ -48,8 +61,8 @@ def find_candidates(draft: Draft) -> None:
 def _main_steps(draft: Draft) -> Iterable[int]:
     """The main steps to look at. Untouched ones were brought to rest before, or a Continue does."""
     if draft.thorough:
-        return range(draft.plan.main)
-    return sorted(index for index in draft.changed if index < draft.plan.main)
+        return draft.plan.mains
+    return sorted(index for index in draft.changed if not draft.plan.steps[index].is_finally)
 
 
 def _judge_candidates(draft: Draft) -> None:
@@ -62,15 +75,7 @@ def _judge_candidates(draft: Draft) -> None:
         elif draft.failed and not draft.may_start(index):
             draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_FAIL_FAST, "another step failed")
         elif draft.fits(index):
-            _start(draft, index)
-
-
-def _start(draft: Draft, index: int) -> None:
-    """Queue a step that may run, unless its expressions say otherwise."""
-    if draft.plan.steps[index].judged:
-        draft.admit(index, draft.verdict(index))
-    else:
-        draft.queue(index)
+            start(draft, index)
 
 
 def _fail_fast(draft: Draft) -> None:
@@ -98,6 +103,8 @@ def _stop_main_steps(draft: Draft) -> None:
         if record is None:
             draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
             continue
+        if is_expanded(record):
+            continue  # It ends with its instances.
         running, overdue = state == run_pb2.STEP_STATE_RUNNING, deadline <= draft.now
         if (running and record.cancel_sent and not overdue) or not draft.fits(index):
             continue
@@ -111,11 +118,7 @@ def _stop_main_steps(draft: Draft) -> None:
 
 
 def _abandoned(deadline: int, record: storage_pb2.StepRecord) -> str:
-    if deadline == OVERDUE:
-        return f"cancelled by force; {_at_work(record)}"
-    if record.child_run:
-        return f"run {record.child_run} had not ended in time, and may still be at work, at its finally steps too"
-    return f"worker {record.worker} did not confirm in time that it stopped, and may still be at work"
+    return f"cancelled by force; {_at_work(record)}" if deadline == OVERDUE else not_confirmed(record)
 
 
 def _at_work(record: storage_pb2.StepRecord) -> str:
@@ -132,13 +135,14 @@ def _settle_finally_steps(draft: Draft) -> None:
         draft.thorough = True
     if not draft.thorough:
         return
-    steps = range(draft.plan.main, len(draft.plan.steps))
+    steps = draft.plan.finals
     if head.finally_deadline <= draft.now:
         _end_finally_steps(draft, steps)
         return
     for index in steps:
-        if draft.states[index] == run_pb2.STEP_STATE_PENDING and draft.fits(index):
-            _start(draft, index)
+        waiting = draft.states[index] == run_pb2.STEP_STATE_PENDING and not draft.plan.steps[index].is_instance
+        if waiting and draft.fits(index):
+            start(draft, index)
 
 
 def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
@@ -155,6 +159,8 @@ def _end_finally_steps(draft: Draft, steps: Iterable[int]) -> None:
             continue
         if draft.peek(index) is None:
             draft.finish(index, run_pb2.STEP_STATE_SKIPPED, reason)
+        elif is_expanded(draft.peek(index)):
+            continue
         elif draft.fits(index):
             if state == run_pb2.STEP_STATE_RUNNING:
                 draft.tell_to_stop(index, message, 0)

@@ -39,7 +39,7 @@ def on_lock_granted(state: RunState, event: LockGranted, now: int, jitter: float
     if record is None or record.state != run_pb2.STEP_STATE_QUEUED or not waits_for_lock(record):
         return Decision(state)
     # One that fail-fast or a cancel is about to stop is left to them.
-    if not may_start(state.plan, state.head, state.failed, event.index):
+    if not may_start(state.plan, state.head, state.head.step_states, state.failed, event.index):
         return Decision(state)
     draft = Draft(state, now, jitter)
     draft.grant(event.index)

@@ -187,7 +187,10 @@ def _on_worker_lost(state: RunState, event: WorkerLost, now: int, jitter: float)
     lost = [
         index
         for index, record in enumerate(state.steps)
-        if record is not None and record.session == event.session and record.state == run_pb2.STEP_STATE_RUNNING
+        if record is not None
+        and record.token
+        and record.session == event.session
+        and record.state == run_pb2.STEP_STATE_RUNNING
     ]
     if not lost:
         return Decision(state)
@@ -202,7 +205,7 @@ def _on_worker_lost(state: RunState, event: WorkerLost, now: int, jitter: float)
         record = draft.edit(index)
         record.losses += 1
         message = event.message or f"worker {record.worker} was lost"
-        if draft.cancelling and index < draft.plan.main:
+        if record.cancel_sent or (draft.cancelling and not draft.plan.steps[index].is_finally):
             draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message)
         elif record.losses > MAX_LOSSES:
             message = f"{message}; {record.losses} workers in all"
@@ -281,7 +284,7 @@ def next_timer(state: RunState) -> int:
         return 0
     cancelling = head.state == run_pb2.RUN_STATE_CANCELLING
     # While a run is cancelled, one deadline is for all its main steps.
-    counting = state.steps[plan.main :] if cancelling else state.steps
+    counting = [state.steps[i] for i in plan.finals] if cancelling else state.steps
     times = [record.next_time for record in counting if record is not None and record.next_time]
     if state.open_main:
         deadline = head.cancel_deadline if cancelling else head.deadline

@@ -55,8 +55,8 @@ def packed(run: StoredRun, index: int, now: int) -> bytes:
 def _keep_results(run: StoredRun) -> None:
     """Serialize the results of the steps that have ended since the last time."""
     inputs, states = run.inputs, run.head.step_states
-    if not inputs.states:
-        inputs.results, inputs.states = [b""] * len(states), bytes(len(states))
+    # At first, and after a matrix was expanded.
+    inputs.results.extend([b""] * (len(states) - len(inputs.results)))
     # The bytes that differ, found without looking at each: most transitions end one step of many.
     changed = int.from_bytes(states, "little") ^ int.from_bytes(inputs.states, "little")
     while changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import limits
+from conveyor.core.matrix import data_of
 from conveyor.core.model import ChildEnded
 from conveyor.state.runs import StoredRun
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
@@ -41,9 +42,13 @@ def _with_results(data: Struct, child: StoredRun) -> Struct:
     whole.CopyFrom(data)
     steps = whole.fields["steps"].struct_value
     steps.SetInParent()  # there, even if none of them has data
-    for record in child.state.steps[: child.state.plan.main]:
+    plan, records = child.state.plan, child.state.steps
+    for record in records[: plan.main]:
         if record is not None and record.result.data:
             steps.fields[record.step].struct_value.ParseFromString(record.result.data)
+    for index, places in plan.instances.items():
+        if index < plan.main:
+            steps.fields[plan.steps[index].id].list_value.CopyFrom(data_of([records[place] for place in places]))
     return whole
 
 

@@ -63,7 +63,9 @@ def resume(engine: Engine, run: StoredRun) -> None:
                 broadcast.append(index)
         elif run.state.plan.steps[index].calls:
             continue
-        elif record.state == run_pb2.STEP_STATE_RUNNING and not _has_holder(engine, run, index, record):
+        elif (
+            record.token and record.state == run_pb2.STEP_STATE_RUNNING and not _has_holder(engine, run, index, record)
+        ):
             lost[record.session] = run.state.plan.steps[index].driver
     engine.calls.resume(run)
     for session, driver in lost.items():

@@ -231,7 +231,7 @@ class JetStreamTickets:
         message.timeout.nanos = rest * 1000
         states = run.head.step_states
         first = not any(state != run_pb2.STEP_STATE_PENDING for i, state in enumerate(states) if i != out.index)
-        return wire.encode_ticket(message, first=first, steps=[each.id for each in run.state.plan.steps])
+        return wire.encode_ticket(message, first=first, steps=run.state.plan.in_order())
 
     def _has_workers(self, out: _Out) -> bool:
         """Whether the driver has come by gRPC, and should get what JetStream has not delivered."""

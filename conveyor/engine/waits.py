@@ -20,6 +20,7 @@ from conveyor.v1 import run_pb2
 
 _NEEDS_NAMED = 20
 _HOLDERS_NAMED = 20
+_AT_WORK = frozenset({run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING})
 
 
 class Waits:
@@ -74,8 +75,13 @@ class Waits:
 
     def _needs(self, run: StoredRun, index: int, wait: run_pb2.StepWait) -> None:
         plan, states = run.state.plan, run.head.step_states
-        needs = plan.steps[index].needs if index < plan.main else range(plan.main)
-        open_needs = [need for need in needs if states[need] not in TERMINAL_STEP]
+        step = plan.steps[index]
+        if step.is_instance:
+            # Those of its matrix that are at work, when it may have only so many at a time.
+            open_needs = [i for i in plan.instances[step.matrix_step] if states[i] in _AT_WORK]
+        else:
+            needs = plan.mains if step.is_finally else step.needs
+            open_needs = [need for need in needs if states[need] not in TERMINAL_STEP]
         wait.needs.extend(plan.steps[need].id for need in open_needs[:_NEEDS_NAMED])
         wait.need_count = len(open_needs)
 

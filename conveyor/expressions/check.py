@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core.errors import Violation
 from conveyor.core.plan import Plan, compile_plan, given_params
-from conveyor.expressions.declarations import Declarations
+from conveyor.expressions import matrix
+from conveyor.expressions.declarations import ANY, LIST, OBJECT, Declarations
 from conveyor.expressions.errors import Fault, NotAnExpression
 from conveyor.expressions.expression import Expression, check_expression
 from conveyor.expressions.results import NOT_JSON
 from conveyor.expressions.selectors import selector_texts, spell_place
-from conveyor.expressions.template import OPEN, Template, compile_text, spell, texts
+from conveyor.expressions.template import OPEN, Compile, Template, compile_text, spell, texts
 from conveyor.v1 import pipeline_pb2
 
 Place = Callable[[Expression, int], Fault]
@@ -28,52 +30,75 @@ def check_expressions(pipeline: pipeline_pb2.Pipeline, path: str) -> Iterator[Vi
         return
     plan = compile_plan(pipeline)
     declared = [Declarations.of(pipeline.params, after_all=after) for after in (False, True)]
-    yield from _BeforeSteps(plan, 0, declared[False]).lock(pipeline.lock, f"{path}.lock")
+    yield from _BeforeSteps(plan, 0, declared[False], pipeline_pb2.Step()).lock(pipeline.lock, f"{path}.lock")
     for name, steps, first in (("steps", pipeline.steps, 0), ("finally", pipeline.finally_steps, plan.main)):
         for i, step in enumerate(steps):
-            checker = _Step(plan, first + i, declared[bool(first)])
-            yield from checker.check(step, f"{path}.{name}[{i}]")
+            checker = _Step(plan, first + i, declared[bool(first)], step)
+            yield from checker.check(f"{path}.{name}[{i}]")
 
 
 def _may_have(step: pipeline_pb2.Step) -> bool:
-    has_values = bool(given_params(step).fields) or step.HasField("worker_selector")
+    has_values = bool(given_params(step).fields) or step.HasField("worker_selector") or step.HasField("matrix")
     return bool(step.when) or has_values or OPEN in step.gate.message or OPEN in step.lock.key
 
 
 class _Step:
     """Checks the expressions of one step."""
 
-    def __init__(self, plan: Plan, index: int, declarations: Declarations) -> None:
+    def __init__(self, plan: Plan, index: int, declarations: Declarations, step: pipeline_pb2.Step) -> None:
         self._plan = plan
         self._index = index
-        self._declarations = declarations
+        self._step = step
+        self._before = self._declarations = declarations
+        if step.HasField("matrix"):
+            self._declarations = replace(declarations, matrix=tuple(sorted(matrix.names(step.matrix))))
 
-    def check(self, step: pipeline_pb2.Step, path: str) -> Iterator[Violation]:
+    def check(self, path: str) -> Iterator[Violation]:
         """All that is wrong."""
+        step = self._step
+        if step.HasField("matrix"):
+            yield from self._matrix(matrix.as_struct(step.matrix), path)
         if step.when:
             yield from self._when(step.when, f"{path}.when")
         params, base = given_params(step), f"{path}.runs" if step.HasField("runs") else path
-        for key in _marked_keys(params):
-            yield Violation(f"{base}.params", f"has the key {key[:64]}; expressions have no place in keys")
-        for keys, text in texts(params):
-            yield from self._text(text, f"{base}.{spell(keys)}")
+        yield from self._struct(params, "params", base, self._compile)
         if OPEN in step.gate.message:
-            yield from self._text(step.gate.message, f"{path}.gate.message", only_text=True)
+            yield from self._text(step.gate.message, f"{path}.gate.message", self._compile, only_text=True)
         for place, text in selector_texts(step.worker_selector):
-            yield from self._text(text, f"{path}.{spell_place(place)}", only_text=True)
+            yield from self._text(text, f"{path}.{spell_place(place)}", self._compile, only_text=True)
         yield from self.lock(step.lock, f"{path}.lock")
 
     def lock(self, lock: pipeline_pb2.Lock, path: str) -> Iterator[Violation]:
         """What is wrong with the expressions in the key of a lock."""
         if OPEN in lock.key:
-            yield from self._text(lock.key, f"{path}.key", only_text=True)
+            yield from self._text(lock.key, f"{path}.key", self._compile, only_text=True)
 
-    def _text(self, text: str, path: str, *, only_text: bool = False) -> Iterator[Violation]:
+    def _text(self, text: str, path: str, compiled: Compile, *, only_text: bool = False) -> Iterator[Violation]:
         try:
-            faults = tuple(self._template(compile_text(text, self._compile), only_text=only_text))
+            faults = tuple(self._template(compile_text(text, compiled), only_text=only_text))
         except NotAnExpression as error:
             faults = error.faults
         yield from (Violation(path, str(fault)) for fault in faults)
+
+    def _struct(self, struct: Struct, root: str, path: str, compiled: Compile) -> Iterator[Violation]:
+        """Values with expressions in their texts."""
+        for key in _marked_keys(struct):
+            yield Violation(f"{path}.{root}", f"has the key {key[:64]}; expressions have no place in keys")
+        for keys, text in texts(struct):
+            yield from self._text(text, f"{path}.{spell(keys, root)}", compiled)
+
+    def _matrix(self, struct: Struct, path: str) -> Iterator[Violation]:
+        """The axes of a matrix, which are evaluated before there are instances."""
+        faults = list(self._struct(struct, matrix.ROOT, path, self._compile_before))
+        yield from faults
+        for name, value in sorted(struct.fields["axes"].struct_value.fields.items()) if not faults else ():
+            if value.WhichOneof("kind") != "string_value":
+                continue
+            template = compile_text(value.string_value, self._compile_before)
+            kind = next(template.parts()).expression.type_name if template.whole else "STRING"
+            if kind != "DYN" and not kind.startswith("LIST"):
+                where = f"{path}.{matrix.ROOT}.axes.{name}"
+                yield Violation(where, "must be a list, or one expression in ${{ }} that yields a list")
 
     def _when(self, text: str, path: str) -> Iterator[Violation]:
         if OPEN in text:
@@ -99,11 +124,29 @@ class _Step:
                 yield Fault(part.line, part.column, said)
 
     def _compile(self, text: str) -> Expression:
-        expression = check_expression(text, self._declarations)
+        return self._checked(text, self._declarations)
+
+    def _compile_before(self, text: str) -> Expression:
+        """The same of what has no values of the matrix yet."""
+        return self._checked(text, self._before)
+
+    def _checked(self, text: str, declarations: Declarations) -> Expression:
+        if not self._plan.has_matrix:
+            expression = check_expression(text, declarations)
+        else:
+            expression = check_expression(text, replace(declarations, data=ANY))
         faults = tuple(self._unknown_steps(expression))
         if faults:
             raise NotAnExpression(faults)
+        if self._plan.has_matrix and (data := self._data(expression)) != ANY:
+            return check_expression(text, replace(declarations, data=data))
         return expression
+
+    def _data(self, expression: Expression) -> str:
+        """Of which type the data of the steps is that an expression refers to: all of one step, or of both kinds."""
+        steps = {each.names[1] for each in expression.outline.references if each.names[0] == "steps"}
+        kinds = {LIST if self._plan.steps[self._plan.index[step]].matrix else OBJECT for step in steps}
+        return kinds.pop() if len(kinds) == 1 else ANY
 
     def _unknown_steps(self, expression: Expression) -> Iterator[Fault]:
         """References to what is no earlier step."""
@@ -117,12 +160,18 @@ class _Step:
                 step = reference.names[1]
                 index = self._plan.index.get(step)
                 if index is None:
-                    said = f"there is no step {step[:64]}"
+                    said = f"there is no step {step[:64]}{self._instance_hint(step)}"
                 elif index < len(earlier) and earlier[index]:
                     continue
                 else:
                     said = self._not_earlier(step)
             yield _place(expression.text, reference.offset, said)
+
+    def _instance_hint(self, step: str) -> str:
+        name, bracket, place = step.partition("[")
+        if not bracket or name not in self._plan.index:
+            return ""
+        return f"; the data of an instance is steps.{name}.data[{place.removesuffix(']')}]"
 
     def _not_earlier(self, step: str) -> str:
         own = self._plan.steps[self._index]
@@ -154,11 +203,11 @@ def _called(expression: Expression) -> str:
     return {"STRING": "text", "INT": "a number", "DOUBLE": "a number"}.get(kind, kind.partition("<")[0].lower())
 
 
-def _marked_keys(params: Struct) -> Iterator[str]:
+def _marked_keys(struct: Struct) -> Iterator[str]:
     """Keys, at any depth, that have the mark of an expression."""
-    if OPEN.encode() not in params.SerializeToString():
+    if OPEN.encode() not in struct.SerializeToString():
         return
-    open_structs = [params]
+    open_structs = [struct]
     while open_structs:
         for key, value in open_structs.pop().fields.items():
             if OPEN in key:

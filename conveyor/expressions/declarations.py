@@ -15,29 +15,29 @@ from conveyor.v1 import pipeline_pb2
 _PACKAGE = "conveyor"
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _TEXT, _FLAG, _WHOLE = "string", "bool", "int"
-_ANY, _LIST, _OBJECT, _TIME = "Value", "ListValue", "Struct", "Timestamp"
+ANY, LIST, OBJECT, _TIME = "Value", "ListValue", "Struct", "Timestamp"
 _KINDS = {_TEXT: _FIELD.TYPE_STRING, _FLAG: _FIELD.TYPE_BOOL, _WHOLE: _FIELD.TYPE_INT64}
 
 # A number is of no static type: to CEL a double differs from a whole number that is written out.
 _PARAM_KINDS: dict[int, str] = {
     pipeline_pb2.PARAM_TYPE_STRING: _TEXT,
-    pipeline_pb2.PARAM_TYPE_NUMBER: _ANY,
+    pipeline_pb2.PARAM_TYPE_NUMBER: ANY,
     pipeline_pb2.PARAM_TYPE_BOOLEAN: _FLAG,
-    pipeline_pb2.PARAM_TYPE_ARRAY: _LIST,
-    pipeline_pb2.PARAM_TYPE_OBJECT: _OBJECT,
+    pipeline_pb2.PARAM_TYPE_ARRAY: LIST,
+    pipeline_pb2.PARAM_TYPE_OBJECT: OBJECT,
 }
 
 FIELDS: dict[str, dict[str, str]] = {
-    "Resource": {"namespace": _TEXT, "name": _TEXT, "definition": _TEXT, "labels": _OBJECT, "spec": _OBJECT},
+    "Resource": {"namespace": _TEXT, "name": _TEXT, "definition": _TEXT, "labels": OBJECT, "spec": OBJECT},
     "Run": {
         "namespace": _TEXT,
         "id": _TEXT,
         "pipeline": _TEXT,
         "parent_run": _TEXT,
         "create_time": _TIME,
-        "labels": _OBJECT,
+        "labels": OBJECT,
     },
-    "Step": {"state": _TEXT, "reason": _TEXT, "data": _OBJECT},
+    "Step": {"state": _TEXT, "reason": _TEXT, "data": OBJECT},
 }
 """The fields of what is the same for all pipelines."""
 
@@ -52,12 +52,13 @@ class Declarations:
     """What the expressions of a step may refer to besides what all may.
 
     `params` are the pipeline's parameters; `after_all`: it is a finally step, which knows how the run went; `matrix`
-    are the names of the step's axes.
+    are the names of the step's axes. `data` is of which type the data of earlier steps is.
     """
 
     params: tuple[tuple[str, pipeline_pb2.ParamType.ValueType], ...] = ()
     after_all: bool = False
     matrix: tuple[str, ...] = ()
+    data: str = OBJECT
 
     @classmethod
     def of(
@@ -72,8 +73,9 @@ class Declarations:
         found = {**FIELDS, "Params": {name: _PARAM_KINDS[kind] for name, kind in self.params}}
         if self.after_all:
             found["Run"] = {**FIELDS["Run"], **_AFTER_ALL}
+        found["Step"] = {**FIELDS["Step"], "data": self.data}
         if self.matrix:
-            found["Matrix"] = dict.fromkeys(self.matrix, _ANY)
+            found["Matrix"] = dict.fromkeys(self.matrix, ANY)
         return found
 
 

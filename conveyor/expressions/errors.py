@@ -39,3 +39,7 @@ class MissingValue(NoValue):
 
 class TooLarge(NoValue):
     """What it comes to is over a limit."""
+
+
+class NoRoom(TooLarge):
+    """What all expressions together come to is."""

@@ -6,18 +6,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cel_expr_python import cel
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.core import limits
-from conveyor.core.inputs import Seen, Verdict
+from conveyor.core.inputs import Expansion, Seen, Verdict
 from conveyor.core.locks import RUN
+from conveyor.core.matrix import data_of, values_of
 from conveyor.core.model import TERMINAL_STEP
 from conveyor.core.plan import Plan, given_params
 from conveyor.core.rules import outcome
 from conveyor.expressions import results
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
 from conveyor.expressions.expression import Expression, Values, activation, compile_expression
+from conveyor.expressions.matrix import MatrixCode
 from conveyor.expressions.selectors import Place, render_selector, selector_texts
 from conveyor.expressions.template import OPEN, Evaluate, Template, compile_text, render_struct, render_text, texts
 from conveyor.storage.v1 import storage_pb2
@@ -27,8 +29,24 @@ _MESSAGE_CHARS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class _Referred:
+    """What expressions refer to: variables, and earlier steps."""
+
+    roots: frozenset[str]
+    steps: frozenset[str]
+
+    @classmethod
+    def by(cls, expressions: Iterable[Expression]) -> _Referred:
+        names = [reference.names for expression in expressions for reference in expression.outline.references]
+        return cls(
+            frozenset(each[0] for each in names),
+            frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _StepCode:
-    """The compiled expressions of a step.
+    """The compiled expressions of a step, or of the instances of one with a matrix.
 
     `asks` is what a gate asks. `together` is all of the others as one, since each evaluation has its price: a list of
     what its params and then its selector come to, empty when the condition is false. None when there is only one, or
@@ -40,8 +58,7 @@ class _StepCode:
     templates: tuple[tuple[tuple[str | int, ...], Template], ...]
     selector: pipeline_pb2.LabelSelector | None
     labels: tuple[tuple[Place, Template], ...]
-    roots: frozenset[str]
-    steps: frozenset[str]
+    referred: _Referred
     asks: Template | None
     lock: Template | None
     together: Expression | None
@@ -50,6 +67,8 @@ class _StepCode:
     def of(cls, step: pipeline_pb2.Step) -> _StepCode:
         """Raises NotAnExpression, which registration rules out."""
         when = compile_expression(step.when) if step.when else None
+        if when is not None and step.HasField("matrix") and not _of_instances(when):
+            when = None  # The step itself is judged by it.
         params = given_params(step)
         templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(params))
         labels = tuple(
@@ -59,15 +78,13 @@ class _StepCode:
         asks, lock = _compiled(step.gate.message), _compiled(step.lock.key)
         in_text = [part.expression for text in (asks, lock) if text for part in text.parts()]
         used = [*([when] if when else ()), *parts, *in_text]
-        names = [reference.names for expression in used for reference in expression.outline.references]
         return cls(
             when,
             params if templates else None,
             templates,
             step.worker_selector if labels else None,
             labels,
-            frozenset(each[0] for each in names),
-            frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
+            _Referred.by(used),
             asks,
             lock,
             _together(when, parts) if parts and len(used) > 1 else None,
@@ -82,6 +99,30 @@ class _StepCode:
 def _compiled(text: str) -> Template | None:
     """A text, if it has expressions."""
     return compile_text(text, compile_expression) if OPEN in text else None
+
+
+@dataclass(frozen=True, slots=True)
+class _MatrixCode:
+    """The compiled expressions that say which instances a step has, and whether any."""
+
+    when: Expression | None
+    matrix: MatrixCode
+    referred: _Referred
+
+    @classmethod
+    def of(cls, step: pipeline_pb2.Step) -> _MatrixCode:
+        """Raises NotAnExpression, which registration rules out."""
+        when = compile_expression(step.when) if step.when else None
+        if when is not None and _of_instances(when):
+            when = None
+        matrix = MatrixCode.of(step.matrix)
+        used = matrix.expressions()
+        return cls(when, matrix, _Referred.by([when, *used] if when else used))
+
+
+def _of_instances(when: Expression) -> bool:
+    """Whether a condition is about the values of instances: each of them is judged by it, and not their step."""
+    return any(reference.names[0] == "matrix" for reference in when.outline.references)
 
 
 def _together(when: Expression | None, parts: Sequence[Expression]) -> Expression | None:
@@ -101,6 +142,7 @@ class Program:
         self.plan = plan
         self._codes: dict[int, _StepCode] = {}
         self._pipeline = pipeline
+        self._matrices: dict[int, _MatrixCode] = {}
 
     def code(self, index: int) -> _StepCode:
         """What the step's expressions are."""
@@ -116,6 +158,13 @@ class Program:
             code = self._codes[RUN] = _StepCode.of_run(self._pipeline)
         return code
 
+    def matrix(self, index: int) -> _MatrixCode | None:
+        """What the expressions of the step's matrix are, if it has one."""
+        code = self._matrices.get(index)
+        if code is None and self.plan.steps[index].matrix is not None:
+            code = self._matrices[index] = _MatrixCode.of(self._sources[index])
+        return code
+
 
 class RunInputs:
     """The expressions of one run: the core's StepInputs."""
@@ -128,19 +177,30 @@ class RunInputs:
     def judge(self, index: int, seen: Seen) -> Verdict:
         """What becomes of a step; see StepInputs."""
         try:
-            code = self._program.code(index)
-            values = self._values(code, index, seen)
+            step = seen.plan.steps[index]
+            code = self._program.code(step.matrix_step if step.is_instance else index)
+            values = self._values(code.referred, index, seen)
             given = activation(values)
             verdict = self._judge(code, given, values)
             if verdict.reason or code.lock is None:
                 return verdict
             return replace(verdict, lock=_key(code.lock, given, values))
-        except MissingValue as error:
-            return Verdict(run_pb2.STEP_REASON_INPUT_MISSING, _cut(error))
-        except TooLarge as error:
-            return Verdict(run_pb2.STEP_REASON_INPUT_TOO_LARGE, _cut(error))
-        except (NoValue, NotAnExpression) as error:
-            return Verdict(run_pb2.STEP_REASON_INPUT_INVALID, _cut(error))
+        except _FAILURES as error:
+            return Verdict(_reason(error), _cut(error))
+
+    def expand(self, index: int, seen: Seen) -> Expansion:
+        """The instances of a step with a matrix; see StepInputs."""
+        try:
+            code = self._program.matrix(index)
+            if code is None:
+                return Expansion()
+            values = self._values(code.referred, index, seen)
+            given = activation(values)
+            if code.when is not None and not _holds(code.when, given, values):
+                return Expansion(run_pb2.STEP_REASON_CONDITION_FALSE)
+            return Expansion(instances=code.matrix.instances(lambda each: each.evaluate(given, values)))
+        except _FAILURES as error:
+            return Expansion(_reason(error), _cut(error))
 
     def _judge(self, code: _StepCode, given: cel.Activation, values: Values) -> Verdict:
         items = _all_at_once(code, given, values)
@@ -160,17 +220,20 @@ class RunInputs:
         code = self._program.run_code()
         if code.lock is None:
             return self._spec.pipeline.lock.key
-        values = self._values(code, 0, Seen(head, head.step_states, head.step_reasons, ()))
+        values = self._values(code.referred, 0, Seen(self._program.plan, head, head.step_states, head.step_reasons, ()))
         return _key(code.lock, activation(values), values)
 
     def repeats(self, index: int) -> bool:
         """Whether a retry's condition comes to the same; one that looks at the run itself may not."""
-        return "run" not in self._program.code(index).roots
+        matrix = self._program.matrix(index)
+        if matrix is not None and "run" in matrix.referred.roots:
+            return False
+        return "run" not in self._program.code(index).referred.roots
 
-    def _values(self, code: _StepCode, index: int, seen: Seen) -> Values:
+    def _values(self, referred: _Referred, index: int, seen: Seen) -> Values:
         """What the step's expressions refer to, and no more."""
         values: dict[str, object] = {}
-        spec, roots = self._spec, code.roots
+        spec, roots = self._spec, referred.roots
         if "params" in roots:
             if self._params is None:
                 self._params = Struct.FromString(spec.params)
@@ -187,9 +250,11 @@ class RunInputs:
                 "spec": resource.spec,
             }
         if "run" in roots:
-            values["run"] = _run(self._program.plan, index, seen)
+            values["run"] = _run(index, seen)
         if "steps" in roots:
-            values["steps"] = _steps(self._program.plan, code.steps, seen)
+            values["steps"] = _steps(referred.steps, seen)
+        if "matrix" in roots:
+            values["matrix"] = _matrix(index, seen)
         return values
 
 
@@ -235,8 +300,8 @@ def _key(lock: Template, given: cel.Activation, values: Values) -> str:
     return key
 
 
-def _run(plan: Plan, index: int, seen: Seen) -> dict[str, object]:
-    head = seen.head
+def _run(index: int, seen: Seen) -> dict[str, object]:
+    head, plan = seen.head, seen.plan
     created = Timestamp()
     created.FromMicroseconds(head.create_time)
     run: dict[str, object] = {
@@ -253,21 +318,45 @@ def _run(plan: Plan, index: int, seen: Seen) -> dict[str, object]:
     return run
 
 
-def _steps(plan: Plan, wanted: Iterable[str], seen: Seen) -> dict[str, object]:
+def _matrix(index: int, seen: Seen) -> Struct:
+    """The values of an instance."""
+    record = seen.steps[seen.plan.steps[index].matrix_step]
+    return Struct.FromString(values_of(record, index)) if record is not None else Struct()
+
+
+def _steps(wanted: Iterable[str], seen: Seen) -> dict[str, object]:
     """The earlier steps that are referred to; one that never ran has no data."""
     found: dict[str, object] = {}
     for step in wanted:
-        index = plan.index.get(step)
+        index = seen.plan.index.get(step)
         if index is None or seen.states[index] not in TERMINAL_STEP:
             continue
-        record = seen.steps[index]
         reason = seen.reasons[index]
         found[step] = {
             "state": run_pb2.StepState.Name(seen.states[index]).removeprefix("STEP_STATE_"),  # type: ignore[arg-type]
             "reason": run_pb2.StepReason.Name(reason).removeprefix("STEP_REASON_") if reason else "",  # type: ignore[arg-type]
-            "data": Struct.FromString(record.result.data) if record is not None else Struct(),
+            "data": _data(index, seen),
         }
     return found
+
+
+def _data(index: int, seen: Seen) -> Struct | ListValue:
+    """The data of a step's result; of one with a matrix a list, with that of each instance in its place."""
+    if seen.plan.steps[index].matrix is None:
+        record = seen.steps[index]
+        return Struct.FromString(record.result.data) if record is not None else Struct()
+    return data_of([seen.steps[place] for place in seen.plan.instances.get(index, ())])
+
+
+_FAILURES = (NoValue, NotAnExpression)
+
+
+def _reason(error: Exception) -> run_pb2.StepReason.ValueType:
+    if isinstance(error, MissingValue):
+        return run_pb2.STEP_REASON_INPUT_MISSING
+    if isinstance(error, TooLarge):
+        return run_pb2.STEP_REASON_INPUT_TOO_LARGE
+    return run_pb2.STEP_REASON_INPUT_INVALID
 
 
 def _cut(error: Exception) -> str:

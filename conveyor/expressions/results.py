@@ -10,7 +10,7 @@ from cel_expr_python import cel
 from google.protobuf.struct_pb2 import Value
 
 from conveyor.core import limits
-from conveyor.expressions.errors import NoValue, TooLarge
+from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
 
 _EXACT = 2**53
 NOT_JSON = frozenset({"BYTES", "TYPE", "optional_type"})
@@ -38,7 +38,7 @@ def text(value: cel.Value) -> str:
 
 
 def fill(target: Value, value: cel.Value, room: int) -> int:
-    """Write the value as JSON; how many bytes of `room` are left. Raises NoValue, TooLarge."""
+    """Write the value as JSON; how many bytes of `room` are left. Raises NoValue, TooLarge, NoRoom."""
     return _fill(target, value, room, limits.STRUCT_NESTING - 1)
 
 
@@ -75,7 +75,7 @@ def _fill(target: Value, value: cel.Value, room: int, depth: int) -> int:
 
 def _left(room: int, taken: int) -> int:
     if room < taken:
-        raise TooLarge(f"params take more than {limits.STEP_PARAMS_BYTES} bytes")
+        raise NoRoom
     return room - taken
 
 

@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from conveyor.core import limits
 from conveyor.expressions import results
-from conveyor.expressions.errors import Fault, NotAnExpression, NoValue, TooLarge
+from conveyor.expressions.errors import Fault, NoRoom, NotAnExpression, NoValue, TooLarge
 from conveyor.expressions.expression import Expression
 
 OPEN, CLOSE = "${{", "}}"
@@ -86,7 +86,7 @@ def render(template: Template, target: Value, evaluate: Evaluate, room: int) -> 
         return results.fill(target, evaluate(part.expression), room)
     text = render_text(template, evaluate)
     if (size := len(text.encode())) > room:
-        raise TooLarge(f"params take more than {limits.STEP_PARAMS_BYTES} bytes")
+        raise NoRoom
     target.string_value = text
     return room - size
 
@@ -117,28 +117,34 @@ def _texts(value: Value, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
             yield from _texts(item, (*keys, i))
 
 
-def spell(keys: tuple[str | int, ...]) -> str:
-    """Keys and indexes as a path within params."""
-    return "params" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+def spell(keys: tuple[str | int, ...], root: str = "params") -> str:
+    """Keys and indexes as a path within params, or what `root` names."""
+    return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
 
 
 def render_struct(
-    source: Struct, templates: Iterable[tuple[tuple[str | int, ...], Template]], evaluate: Evaluate
+    source: Struct,
+    templates: Iterable[tuple[tuple[str | int, ...], Template]],
+    evaluate: Evaluate,
+    root: str = "params",
+    most: int = limits.STEP_PARAMS_BYTES,
 ) -> bytes:
     """The values with what their texts come to, serialized. Raises NoValue whose message begins with the path."""
     made = Struct()
     made.CopyFrom(source)
-    room = limits.STEP_PARAMS_BYTES
+    room = most
     for keys, template in templates:
         value = _at(made, keys)
         value.Clear()
         try:
             room = render(template, value, evaluate, room)
+        except NoRoom:
+            raise TooLarge(f"{spell(keys, root)}: {root} takes more than {most} bytes") from None
         except NoValue as error:
-            raise type(error)(f"{spell(keys)}: {error}") from None
+            raise type(error)(f"{spell(keys, root)}: {error}") from None
     data = made.SerializeToString()
-    if len(data) > limits.STEP_PARAMS_BYTES:
-        raise TooLarge(f"params take {len(data)} bytes; at most {limits.STEP_PARAMS_BYTES}")
+    if len(data) > most:
+        raise TooLarge(f"{root} takes {len(data)} bytes; at most {most}")
     return data
 
 

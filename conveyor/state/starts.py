@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import errors
 from conveyor.core.calls import awaits
-from conveyor.core.model import inheritable
+from conveyor.core.inherit import inheritable
 from conveyor.state import keys, views
 from conveyor.state.admission import Admission, Admitted, merged_labels
 from conveyor.state.callers import Caller, Withdrawn

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.core import limits
+from conveyor.core.matrix import instance_id
 from conveyor.core.plan import DEFAULT_MAX_ATTEMPTS
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
@@ -29,6 +31,15 @@ SKIP_MESSAGES: dict[int, str] = {
 """What a step without a record says about why it never ran."""
 
 _TIMED = (run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING)
+
+
+class Instance(NamedTuple):
+    """What tells an instance of a matrix from its step: its id, and its values, a serialized Struct."""
+
+    id: str
+    values: bytes
+
+
 _FULL_RUN_BYTES = 3 << 20
 _SHORT_TEXT = 256
 
@@ -95,8 +106,12 @@ def step_run(
     state: int,
     reason: int,
     record: storage_pb2.StepRecord | None,
+    instance: Instance | None = None,
 ) -> run_pb2.StepRun:
-    """One step of a run. `state` and `reason` are the head's, `record` is None for a step that never was QUEUED."""
+    """One step of a run. `state` and `reason` are the head's, `record` is None for a step that never was QUEUED.
+
+    `instance`: it is not the step itself, but one of the instances of its matrix.
+    """
     view = run_pb2.StepRun(
         run=run,
         step=step.id,
@@ -107,6 +122,9 @@ def step_run(
         allow_failure=step.allow_failure,
         finally_step=is_finally,
     )
+    if instance is not None:
+        view.step, view.matrix_step = instance.id, step.id
+        view.matrix.ParseFromString(instance.values)
     if record is None:
         if state == run_pb2.STEP_STATE_SKIPPED:
             view.message = SKIP_MESSAGES.get(reason, "")
@@ -115,6 +133,7 @@ def step_run(
     view.attempt = record.attempt
     view.inherited = record.inherited
     view.lock = record.lock.key
+    view.instances = len(record.instances)
     _set_time(view.queue_time, record.queue_time)
     _set_time(view.start_time, record.start_time)
     _set_time(view.end_time, record.end_time)
@@ -134,7 +153,7 @@ def full_run(
     spec: storage_pb2.RunSpec,
     records: Sequence[storage_pb2.StepRecord | None],
 ) -> run_pb2.Run:
-    """The run with all that belongs to it; `records` are in the order of the snapshot.
+    """The run with all that belongs to it; `records` are in the order of the run's steps.
 
     It always fits into a message: of runs with very many long texts, what came of expressions is left out first, then
     the attempts lose theirs.
@@ -147,6 +166,7 @@ def full_run(
         step_run(head.id, step, i >= main, head.step_states[i], head.step_reasons[i], records[i])
         for i, step in enumerate(steps)
     )
+    run.steps.extend(_instances(head, steps, main, records))
     for view, record in zip(run.steps, records, strict=True):
         if record is not None:
             _show_evaluated(view, record)
@@ -164,6 +184,25 @@ def set_queue_wait(wait: run_pb2.StepWait, record: storage_pb2.StepRecord) -> No
     _set_time(wait.since, record.ready_time)
     if record.next_time:
         _set_time(wait.until, record.next_time)
+
+
+def _instances(
+    head: storage_pb2.RunHead,
+    steps: Sequence[pipeline_pb2.Step],
+    main: int,
+    records: Sequence[storage_pb2.StepRecord | None],
+) -> Iterator[run_pb2.StepRun]:
+    """The instances of all matrices, in the order of expansion."""
+    expanded = [
+        (record, i) for i, record in enumerate(records[: len(steps)]) if record is not None and record.instances
+    ]
+    for matrix, i in sorted(expanded, key=lambda each: each[0].first_instance):
+        for place, values in enumerate(matrix.instances):
+            at = matrix.first_instance + place
+            instance = Instance(instance_id(matrix.step, place), values)
+            yield step_run(
+                head.id, steps[i], i >= main, head.step_states[at], head.step_reasons[at], records[at], instance
+            )
 
 
 def seen_workers(record: storage_pb2.DriverRecord) -> list[run_pb2.SeenWorker]:

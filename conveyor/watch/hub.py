@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from conveyor.core import errors
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.state.runs import Runs
-from conveyor.state.views import basic_run, full_run, step_run
+from conveyor.state.views import Instance, basic_run, full_run, step_run
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Reset
 from conveyor.v1 import pipeline_pb2, run_pb2, run_service_pb2
@@ -322,6 +322,13 @@ def _steps(
     steps = [*pipeline.steps, *pipeline.finally_steps]
     index = {step.id: i for i, step in enumerate(steps)}
     for record in records:
+        if record.matrix_step in index:
+            # Where it stands in the head, only the record of its matrix says.
+            i = index[record.matrix_step]
+            instance = Instance(record.step, record.matrix)
+            is_finally = i >= len(pipeline.steps)
+            yield step_run(head.id, steps[i], is_finally, record.state, record.reason, record, instance)
+            continue
         i = index.get(record.step, len(steps))
         # One record that makes no sense must not end the watches of all other runs.
         if i < min(len(steps), len(head.step_states), len(head.step_reasons)):

@@ -96,9 +96,9 @@ PIPELINES: dict[str, tuple[pipeline_pb2.Pipeline, tuple[str, str], str, str]] = 
     ),
     "matrix": (
         changed(lambda p: p.steps[1].matrix.SetInParent()),
-        ("UNIMPLEMENTED", "UNSUPPORTED_FIELD"),
+        INVALID,
         "pipeline.steps[1].matrix",
-        "does not act on it",
+        "has neither axes nor combinations to include",
     ),
     "nan": (
         changed(lambda p: p.context.update({"a": {"b": [float("nan")]}})),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_RECORDS
+from conveyor.core.inputs import StepInputs
 from conveyor.core.locks import RUN, waits_for_lock
 from conveyor.core.model import (
     Claim,
@@ -26,7 +27,7 @@ from conveyor.core.model import (
     new_run,
     result_bytes,
 )
-from conveyor.core.plan import SECOND, compile_plan
+from conveyor.core.plan import SECOND, Plan, compile_plan
 from conveyor.core.transitions import apply, next_timer
 from conveyor.state.locks import open_claims
 from conveyor.storage.v1 import storage_pb2
@@ -97,14 +98,25 @@ def reachable(arrows: Mapping[int, set[int]], start: int) -> set[int]:
 class Run:
     """One run and its clock. `stored` is what a store would hold: the head, and the records that decisions named."""
 
-    def __init__(self, source: pipeline_pb2.Pipeline, inherited: Iterable[storage_pb2.StepRecord] = ()) -> None:
-        self.plan = compile_plan(source)
+    def __init__(
+        self,
+        source: pipeline_pb2.Pipeline,
+        inherited: Iterable[storage_pb2.StepRecord] = (),
+        inputs: StepInputs | None = None,
+    ) -> None:
+        self.source = compile_plan(source)
+        self.inherited = list(inherited)
         head = storage_pb2.RunHead(namespace="default", id="r", pipeline=source.name, create_time=START)
         self.now = START
-        self.state = new_run(self.plan, head, inherited)
-        self.stored = {i: record for i, record in enumerate(self.state.steps) if record is not None}
+        self.state = new_run(self.source, head, self.inherited, inputs)
+        self.stored: dict[int, storage_pb2.StepRecord] = {}
         self.tokens = itertools.count(1)
         self.commits = 0
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it is now, with all instances."""
+        return self.state.plan
 
     # Moving on
 
@@ -143,7 +155,7 @@ class Run:
 
     def check_reload(self) -> None:
         """What is stored gives the state that is in hand."""
-        loaded = RunState.of(self.plan, self.state.head, self.stored.values())
+        loaded = RunState.of(self.source, self.state.head, [*self.inherited, *self.stored.values()])
         assert loaded == self.state
 
     def start(self) -> list[Decision]:
@@ -264,15 +276,23 @@ def check(before: RunState, decision: Decision) -> None:
     assert after.terminal == all(state in TERMINAL for state in head.step_states) or decision.more
     assert not after.terminal or head.end_time >= head.start_time >= 0
     assert head.result_bytes == sum(result_bytes(r) for r in after.steps if r is not None)
+    assert len(after.steps) == len(after.plan.steps) == len(head.step_states) == len(head.step_reasons)
+    assert len(after.steps) >= len(before.steps)
     for index, record in enumerate(after.steps):
-        old, state = before.steps[index], head.step_states[index]
-        was = before.head.step_states[index]
-        if old != record:
+        if index >= len(before.steps):
+            # An instance of a matrix that was expanded: before, it was not there.
+            assert after.plan.steps[index].is_instance
+            old, was, was_because = None, PENDING, 0
+        else:
+            old, was, was_because = before.steps[index], before.head.step_states[index], before.head.step_reasons[index]
+        state = head.step_states[index]
+        taken_over = record is not None and record.inherited
+        if old != record and not taken_over:
             assert index in decision.changed, f"step {index} changed and is not named"
         if state != was:
-            assert state in reachable(ARROWS, was), f"step {index}: {was} -> {state}"
+            assert taken_over or state in reachable(ARROWS, was), f"step {index}: {was} -> {state}"
         if was in TERMINAL:
-            assert head.step_reasons[index] == before.head.step_reasons[index]
+            assert head.step_reasons[index] == was_because
         if record is not None:
             check_record(record, state, head.step_reasons[index])
         if old is not None and old.token and record is not None and record.token != old.token:
@@ -308,7 +328,7 @@ def check_record(record: storage_pb2.StepRecord, state: int, reason: int) -> Non
         assert open_attempts == [attempts[-1]]
         assert (attempts[-1].token, attempts[-1].number) == (record.token, record.attempt)
     else:
-        assert record.state != RUNNING
+        assert record.state != RUNNING or record.instances
         assert not open_attempts
     assert all(attempt.end_time >= attempt.start_time for attempt in attempts if attempt.state in TERMINAL)
     if record.state in TERMINAL:

@@ -172,7 +172,7 @@ PIPELINES: dict[str, tuple[Change, list[tuple[str, str]]]] = {
         on_step(lambda s: s.params.update({"a": float("nan")})),
         [("pipeline.steps[0].params/a", "INVALID_FIELD")],
     ),
-    "matrix": (on_step(lambda s: s.matrix.SetInParent()), [("pipeline.steps[0].matrix", "UNSUPPORTED_FIELD")]),
+    "matrix": (on_step(lambda s: s.matrix.SetInParent()), [("pipeline.steps[0].matrix", "INVALID_FIELD")]),
     "nan in the context": (
         lambda p: p.context.update({"a": [0, float("nan")]}),
         [("pipeline.context/a/1", "INVALID_FIELD")],
@@ -266,7 +266,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("pipeline.name", "INVALID_FIELD"),
         ("pipeline.labels", "INVALID_FIELD"),
         ("pipeline.steps[0].driver", "INVALID_FIELD"),
-        ("pipeline.steps[0].matrix", "UNSUPPORTED_FIELD"),
+        ("pipeline.steps[0].matrix", "INVALID_FIELD"),
         ("pipeline.steps[1].needs[1]", "INVALID_FIELD"),
     ]
     with pytest.raises(errors.InvalidRequest):

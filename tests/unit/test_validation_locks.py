@@ -111,7 +111,8 @@ def judged(lock: str, **params: object) -> Verdict:
     )
     first = storage_pb2.StepRecord(step="a", state=run_pb2.STEP_STATE_SUCCEEDED, result=result)
     states = bytes([run_pb2.STEP_STATE_SUCCEEDED, run_pb2.STEP_STATE_PENDING, run_pb2.STEP_STATE_PENDING])
-    return inputs(pipeline, **params).judge(1, Seen(storage_pb2.RunHead(id="r"), states, bytes(3), [first, None, None]))
+    seen = Seen(compile_plan(pipeline), storage_pb2.RunHead(id="r"), states, bytes(3), [first, None, None])
+    return inputs(pipeline, **params).judge(1, seen)
 
 
 @pytest.mark.parametrize(
