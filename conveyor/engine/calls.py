@@ -139,6 +139,7 @@ class CallKeeper:
         try:
             failpoint("calls.before_creation")
             await self.starts.call(caller, caller.state.plan.index[step], child)
+            failpoint("calls.after_creation")
             return
         except errors.AlreadyExists:
             # Another replica made it, or this one, and the answer was lost: then nobody has sent what it claimed.
@@ -159,6 +160,7 @@ class CallKeeper:
         self, caller: storage_pb2.RunHead, step: str, child: str, message: str, grace: int, *, force: bool
     ) -> None:
         engine, namespace = self._engine, caller.namespace
+        failpoint("calls.before_cancel")
         said = f"step {step} of run {caller.id} was stopped{f': {message}' if message else ''}"
         # It is to have ended, if its workers take all of their time, before its step is given up.
         event = CancelRequested(said[: limits.CANCEL_MESSAGE_BYTES], grace - grace // 10, force)

@@ -7,24 +7,12 @@ from typing import Any
 import pytest
 from google.protobuf.struct_pb2 import Value
 
-from conveyor.sdk import Job, NotFound, to_struct
-from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Param, ParamType, Step, SubPipeline
+from conveyor.sdk import Job, to_struct
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Param, ParamType
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
-from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Hold, big, echo, fail, ok
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
-from tests.support.wait import until
-
-
-def call(name: str, pipeline: str, *needs: str, params: dict[str, Any] | None = None, **fields: Any) -> Step:
-    """A step that runs a pipeline."""
-    made = step(name, "none", *needs, **fields)
-    made.runs.CopyFrom(SubPipeline(pipeline=pipeline, params=to_struct(params or {})))
-    return made
-
-
-def text(name: str, **fields: Any) -> Param:
-    return Param(name=name, type=ParamType.PARAM_TYPE_STRING, **fields)
+from tests.support.calls import call, children, text, there
 
 
 class Flaky:
@@ -63,18 +51,6 @@ async def test_a_step_runs_a_pipeline_and_reads_what_it_came_to(belt: Belt, tran
     assert [attempt.child_run for attempt in called.attempts] == [child.id]
 
 
-async def there(belt: Belt, run: str) -> Run:
-    """The run, which is made soon after its step has its id."""
-
-    async def made() -> Run | None:
-        try:
-            return await belt.client.runs.get(run)
-        except NotFound:
-            return None
-
-    return await until(made, "the run of the step to be made")
-
-
 @on_both_stores
 async def test_each_attempt_is_a_run_of_its_own(belt: Belt) -> None:
     flaky = Flaky()
@@ -83,11 +59,11 @@ async def test_each_attempt_is_a_run_of_its_own(belt: Belt) -> None:
     await belt.pipeline(call("deploy", "deploy", attempts=3))
     run = await belt.ended(await belt.start())
     called = one(run.steps, "deploy")
-    children = [child async for child in belt.client.runs.list(caller_run=run.id)]
-    assert [state(child) for child in children] == ["SUCCEEDED", "FAILED"]
-    assert [attempt.child_run for attempt in called.attempts] == [child.id for child in reversed(children)]
+    found = await children(belt, run)
+    assert [state(child) for child in found] == ["SUCCEEDED", "FAILED"]
+    assert [attempt.child_run for attempt in called.attempts] == [child.id for child in reversed(found)]
     assert step_reason(called.attempts[0]) == "CHILD_RUN_FAILED"
-    assert called.attempts[0].message == f"run {children[1].id} failed: step put failed: not now"
+    assert called.attempts[0].message == f"run {found[1].id} failed: step put failed: not now"
 
 
 @on_both_stores
