@@ -129,8 +129,7 @@ class CallKeeper:
         if found.state.terminal:
             await self._tell(found)
         elif record.cancel_sent:
-            grace, force = grace_left(caller.head, engine.now()), caller.head.cancel_deadline == OVERDUE
-            await self._cancel(caller.head, step, child, caller.head.cancel_message, grace, force=force)
+            await self._cancel_with(caller.head, step, child)
 
     async def _make(self, caller: StoredRun, step: str, child: str) -> None:
         if self.starts is None:
@@ -155,6 +154,13 @@ class CallKeeper:
             refused = run_pb2.STEP_REASON_CHILD_RUN_REFUSED
             ended = ChildEnded(step, child, state, _refusal(error), invalid=refused, exists=False)
         await self._engine.handle(head.namespace, head.id, ended)
+
+    async def _cancel_with(self, caller: storage_pb2.RunHead, step: str, child: str) -> None:
+        """Cancel the run of a step as that of the step is, or was."""
+        force, message = caller.cancel_deadline == OVERDUE, caller.cancel_message
+        # Without a deadline it is the step alone that was stopped.
+        grace = grace_left(caller, self._engine.now()) if caller.cancel_deadline else TIMEOUT_GRACE
+        await self._cancel(caller, step, child, message, grace, force=force)
 
     async def _cancel(
         self, caller: storage_pb2.RunHead, step: str, child: str, message: str, grace: int, *, force: bool
@@ -198,9 +204,7 @@ class CallKeeper:
         except StoreError as error:
             log.debug("caller_not_checked", run_id=head.id, error=str(error))
             return  # The next sweep looks again.
-        force = caller.cancel_deadline == OVERDUE
-        grace = grace_left(caller, engine.now()) if caller.cancel_deadline else TIMEOUT_GRACE
-        await self._cancel(caller, head.caller_step, head.id, caller.cancel_message, grace, force=force)
+        await self._cancel_with(caller, head.caller_step, head.id)
 
 
 def _refusal(error: errors.DomainError) -> str:

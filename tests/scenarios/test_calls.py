@@ -228,3 +228,48 @@ async def test_more_data_than_a_result_may_have(belt: Belt) -> None:
     child = ended.steps[0].child_run
     assert ended.steps[0].message.startswith(f"run {child} succeeded, but the data of its steps together has 80")
     assert ended.steps[0].message.endswith("bytes as JSON; the limit is 65536")
+
+
+@on_both_stores
+async def test_each_instance_of_a_matrix_has_a_run(belt: Belt) -> None:
+    belt.drive("put", echo)
+    put = step("put", params=to_struct({"to": "${{ params.env }}"}))
+    await belt.pipeline(put, name="deploy", params=[text("env")])
+    rollout = call("rollout", "deploy", params={"env": "${{ matrix.env }}"})
+    rollout.matrix.axes["env"].list_value.extend(["test", "prod"])
+    after = step("after", "put", params=to_struct({"runs": "${{ steps.rollout.data.map(each, each.run) }}"}))
+    await belt.pipeline(rollout, after)
+    run = await belt.ended(await belt.start())
+    assert state(run) == "SUCCEEDED"
+    instances = [one(run.steps, f"rollout[{i}]") for i in range(2)]
+    found = [await belt.client.runs.get(instance.child_run) for instance in instances]
+    assert [child.params["env"] for child in found] == ["test", "prod"]
+    assert [child.caller_step for child in found] == ["rollout[0]", "rollout[1]"]
+    given = one(run.steps, "after").params["runs"]
+    assert list(given) == [child.id for child in found]
+
+
+@on_both_stores
+async def test_an_instance_that_fails_cancels_the_runs_of_others(belt: Belt) -> None:
+    hold = Hold()
+
+    async def put(job: Job) -> None:
+        if job.params["env"] == "prod":
+            await hold.started.wait()
+            raise job.fail("no")
+        await hold(job)
+
+    belt.drive("put", put)
+    await belt.pipeline(
+        step("put", params=to_struct({"env": "${{ params.env }}"})), name="deploy", params=[text("env")]
+    )
+    rollout = call("rollout", "deploy", params={"env": "${{ matrix.env }}"})
+    rollout.matrix.axes["env"].list_value.extend(["test", "prod"])
+    await belt.pipeline(rollout)
+    run = await belt.ended(await belt.start())
+    assert states(run) == {"rollout": "FAILED", "rollout[0]": "CANCELLED", "rollout[1]": "FAILED"}
+    child = await belt.client.runs.get(one(run.steps, "rollout[0]").child_run)
+    assert (state(child), child.cancel_message) == (
+        "CANCELLED",
+        f"step rollout[0] of run {run.id} was stopped: another instance failed",
+    )
