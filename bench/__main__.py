@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import latency, recovery, throughput
+from bench import latency, locks, recovery, throughput
 from bench.report import HEADER, Figure, line, write_json
 
 BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
@@ -25,6 +25,8 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
     "recovery_etcd": lambda seconds: recovery.recovery("etcd"),
     "idle_sqlite": lambda seconds: recovery.idle_cost("sqlite", seconds),
     "idle_etcd": lambda seconds: recovery.idle_cost("etcd", seconds),
+    "locks_sqlite": lambda seconds: locks.locks("sqlite", seconds),
+    "locks_etcd": lambda seconds: locks.locks("etcd", seconds),
 }
 
 
