@@ -42,6 +42,13 @@ func (c *Client) ListRuns(
 	return pages(ctx, c, c.runs.ListRuns, request, (*conveyorv1.ListRunsResponse).GetRuns, opts)
 }
 
+// ListLocks yields the locks that runs and steps hold or wait for, in the order of their keys, page after page.
+func (c *Client) ListLocks(
+	ctx context.Context, request *conveyorv1.ListLocksRequest, opts ...grpc.CallOption,
+) iter.Seq2[*conveyorv1.HeldLock, error] {
+	return pages(ctx, c, c.runs.ListLocks, request, (*conveyorv1.ListLocksResponse).GetLocks, opts)
+}
+
 // CancelRun cancels a run: what waits ends at once, what runs is told to stop. [conveyor.ErrFailedPrecondition] when it
 // has ended.
 func (c *Client) CancelRun(

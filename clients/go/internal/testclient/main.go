@@ -53,6 +53,11 @@ func do(ctx context.Context, c *client.Client, command string, arguments []strin
 		return each(c.ListRuns(ctx, &conveyorv1.ListRunsRequest{PageSize: uint32(size)}), func(run *conveyorv1.Run) {
 			fmt.Println(run.GetId())
 		})
+	case "locks":
+		request := &conveyorv1.ListLocksRequest{PageSize: 1}
+		return each(c.ListLocks(ctx, request), func(lock *conveyorv1.HeldLock) {
+			fmt.Println(lock.GetKey(), lock.GetHolders()[0].GetStep(), lock.GetWaitingCount())
+		})
 	case "watch":
 		return each(c.WatchRun(ctx, arguments[0]), update)
 	case "watch-all":

@@ -6,6 +6,7 @@ from typing import cast
 
 from google.protobuf.message import Message
 
+from conveyor.cli.drawing.notes import lock_note
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.objects import starts_no_run
@@ -13,6 +14,7 @@ from conveyor.cli.output import block, table
 from conveyor.cli.tables import STEPS, UNKNOWN, labels, step_row
 from conveyor.cli.terminal import harmless, one_line
 from conveyor.cli.times import length, moment, now
+from conveyor.cli.waiting import lock_wait
 from conveyor.cli.yaml_writer import to_yaml
 from conveyor.v1.driver_pb2 import Driver
 from conveyor.v1.pipeline_pb2 import Pipeline, Step
@@ -48,6 +50,7 @@ def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
             ("Reason", enum_name(run, "reason")),
             ("Message", run.message),
             ("Waits for", _turn(run)),
+            ("Lock", run.lock),
             ("Cancelled", run.cancel_message if run.cancel_message != run.message else ""),
             ("Labels", labels(run)),
             ("Created", moment(run, "create_time", at)),
@@ -65,8 +68,10 @@ def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
 
 
 def _turn(run: Run) -> str:
-    """Whose turn it is before a run that waits for older ones."""
+    """Whose turn it is before a run that waits for older ones, or who has its lock."""
     ahead = run.wait.ahead
+    if run.wait.HasField("lock"):
+        return f"lock {run.wait.lock.key}, {lock_wait(run.wait.lock)}"
     if not ahead:
         return ""
     return f"run {run.wait.run}, and {ahead - 1} more before it" if ahead > 1 else f"run {run.wait.run}"
@@ -124,6 +129,7 @@ def _pipeline(pipeline: Pipeline, at: datetime) -> str:
             ("Definition", pipeline.definition),
             ("Order", enum_name(pipeline, "order") or "LIST"),
             ("On failure", enum_name(pipeline, "failure_policy") or "FAIL_FAST"),
+            ("Lock", lock_note(pipeline.lock).removeprefix("lock ") if pipeline.HasField("lock") else ""),
             *_common(pipeline, at),
         ]
     )

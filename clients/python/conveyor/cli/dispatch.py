@@ -46,7 +46,15 @@ _PIPELINE = Group(
     },
     summary="See, draw and delete pipelines.",
 )
-_GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "driver": _DRIVER}
+_LOCK = Group(
+    "lock",
+    {
+        "list": Entry("locks:list_locks", "List the locks that are held"),
+        "get": Entry("locks:get_lock", "Show who holds a lock, and who waits for it"),
+    },
+    summary="See who holds locks, and who waits.",
+)
+_GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "driver": _DRIVER, "lock": _LOCK}
 _SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 no server reached, 130 Ctrl-C.
@@ -75,6 +83,7 @@ ROOT = _Root(
         "run": Entry("", "Start, follow and end runs"),
         "pipeline": Entry("", "See, draw and delete pipelines"),
         "driver": Entry("", "See who works"),
+        "lock": Entry("", "See who holds locks, and who waits"),
         "schema": Entry("schema:schema", "Print the JSON Schema of manifests, for editors"),
         "version": Entry("version:version", "Print the version"),
         "completion": Entry("completion:completion", "Print a script that completes commands in a shell"),

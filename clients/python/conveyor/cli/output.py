@@ -14,6 +14,7 @@ from conveyor.cli.terminal import coloured, columns, cut, is_terminal, note, one
 from conveyor.cli.times import now
 from conveyor.cli.yaml_writer import to_yaml
 
+LOCK = "HeldLock"
 _WORDS = {kind.name: kind.word for kind in KINDS}
 
 Row = Sequence[str]
@@ -22,6 +23,8 @@ Row = Sequence[str]
 def label(message: Message) -> str:
     """The kind and name of an object, e.g. pipeline/build or resource/app/shop."""
     kind = message.DESCRIPTOR.name
+    if kind == LOCK:
+        return f"lock/{getattr(message, 'key')}"  # noqa: B009
     if kind == RUN.name:
         return f"{RUN.word}/{getattr(message, 'id')}"  # noqa: B009
     name: str = getattr(message, "name")  # noqa: B009

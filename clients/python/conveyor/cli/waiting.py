@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from conveyor.cli.durations import show_age, show_duration
 from conveyor.cli.times import time_of
-from conveyor.v1.run_pb2 import StepReason, StepRun, StepState
+from conveyor.v1.run_pb2 import LockHolder, LockWait, StepReason, StepRun, StepState
 
 _SHORT = timedelta(seconds=1)
 _SEEN = 2
@@ -23,8 +23,22 @@ def waiting(step: StepRun, now: datetime) -> str:
         return f"told to stop, {_until('given up', step, now)}"
     if step.state != StepState.STEP_STATE_QUEUED:
         return ""
-    parts = [_since(step, now), *_row(step, now), _until("given up", step, now)]
+    wants = [lock_wait(step.wait.lock)] if step.wait.HasField("lock") else _row(step, now)
+    parts = [_since(step, now), *wants, _until("given up", step, now)]
     return ", ".join(part for part in parts if part)
+
+
+def lock_wait(wait: LockWait) -> str:
+    """Who has a lock that a run or step waits for, and how many go first."""
+    others = len(wait.holders) - 1
+    more = f" and {others} more" if others > 0 else ""
+    held = f"held by {holder(wait.holders[0])}{more}" if wait.holders else "free now"
+    return f"{held}, {wait.ahead} ahead" if wait.ahead else f"{held}, next in line"
+
+
+def holder(each: LockHolder) -> str:
+    """A run, or a step of one, in words."""
+    return f"step {each.step} of run {each.run}" if each.step else f"run {each.run}"
 
 
 def _needs(step: StepRun) -> str:

@@ -76,6 +76,7 @@ class FakeServer(
         """What watches send: runs as they are after a change. None ends a log that is followed."""
         self.lines: list[LogLine] = []
         self.drivers: list[Driver] = []
+        self.locks: list[run_service_pb2.HeldLock] = []
         self.refusals: dict[str, Refusal] = {}
         """By the request's name without `Request`, and the object's name when only that is refused."""
         self.requests: list[Any] = []
@@ -203,6 +204,11 @@ class FakeServer(
         wanted = request.parent_run
         runs = [run for run in self.runs.values() if not wanted or run.parent_run == wanted]
         return run_service_pb2.ListRunsResponse(runs=runs)
+
+    def ListLocks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._take(request, context)
+        locks = [lock for lock in self.locks if request.key in ("", lock.key)]
+        return run_service_pb2.ListLocksResponse(locks=locks)
 
     def CancelRun(self, request: Any, context: Any) -> Any:  # noqa: N802
         run = self._run(request, context)

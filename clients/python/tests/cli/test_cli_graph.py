@@ -16,6 +16,7 @@ kind: Pipeline
 name: release
 order: GRAPH
 failurePolicy: CONTINUE
+lock: {key: releases}
 steps:
 - {id: clone, driver: git}
 - {id: unit, driver: go-test, needs: [clone], when: 'params.runTests == "true"'}
@@ -23,7 +24,12 @@ steps:
   driver: go
   needs: [clone]
   matrix: {axes: {os: [linux, mac], arch: "${{ params.archs }}"}, maxParallel: 2}
-- {id: publish, driver: ko, needs: [unit, build], triggerRule: NONE_FAILED, timeout: 2h}
+- id: publish
+  driver: ko
+  needs: [unit, build]
+  triggerRule: NONE_FAILED
+  timeout: 2h
+  lock: {key: registry, limit: 3}
 - {id: end, driver: report, needs: [publish, clone], allowFailure: true, retry: {}}
 - id: lint
   driver: 'a"b<c>\\#`'
@@ -38,13 +44,13 @@ finally:
 - {id: show, driver: mail}
 """
 TEXT = """\
-pipeline/release: 6 steps in 4 layers, CONTINUE
+pipeline/release: 6 steps in 4 layers, CONTINUE, lock releases
 
       1 ┬─ clone    git
         └─ lint     a"b<c>\\#`                    on arch=${{ params.arch }}, os=linux, zone notin (a, b), gpu, !spot
       2 ┬─ unit     go-test    ← clone           when params.runTests == "true"
         └─ build    go         ← clone           matrix arch[${{ params.archs }}] × os[2] (2 at a time)
-      3 ── publish  ko         ← unit, build     NONE_FAILED, timeout 2h00m
+      3 ── publish  ko         ← unit, build     NONE_FAILED, lock registry (3 at a time), timeout 2h00m
       4 ── end      report     ← publish, clone  may fail, 3 attempts
 finally ┬─ graph    broom
         └─ show     mail

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from conveyor.cli import progress, tables
 from conveyor.cli.progress import LineProgress
 from conveyor.sdk import RunUpdate
-from conveyor.v1.run_pb2 import SeenWorker, StepReason, StepRun, StepState, StepWait
+from conveyor.v1.run_pb2 import LockHolder, LockWait, SeenWorker, StepReason, StepRun, StepState, StepWait
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SOON = Timestamp(seconds=int(NOW.timestamp()) + 30)
@@ -57,6 +57,7 @@ def seen(*names: str) -> list[SeenWorker]:
     return [SeenWorker(name=name, time=told_wait().since) for name in names]
 
 
+HOLDER = LockHolder(run="r", step="deploy")
 NOBODY = {"message": "nobody is there", "reason": StepReason.STEP_REASON_NO_WORKER}
 
 
@@ -91,6 +92,14 @@ NOBODY = {"message": "nobody is there", "reason": StepReason.STEP_REASON_NO_WORK
         (
             between("QUEUED", message="soon", wait=told_wait(until=SOON)),
             "soon (waiting 35s, given up in 30s)",
+        ),
+        (
+            between("QUEUED", message="waits for lock x", wait=told_wait(lock=LockWait(holders=[HOLDER], ahead=2))),
+            "waits for lock x (waiting 35s, held by step deploy of run r, 2 ahead)",
+        ),
+        (
+            between("QUEUED", message="waits for lock x", wait=told_wait(lock=LockWait(holders=[HOLDER, HOLDER]))),
+            "waits for lock x (waiting 35s, held by step deploy of run r and 1 more, next in line)",
         ),
         (
             between("RETRYING", message="broken", wait=StepWait(until=SOON)),

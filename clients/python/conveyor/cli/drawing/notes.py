@@ -5,7 +5,7 @@ from google.protobuf.struct_pb2 import Value
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import enum_name
 from conveyor.cli.terminal import one_line
-from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Matrix, Step
+from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Lock, Matrix, Step
 
 _ATTEMPTS = 3
 
@@ -30,6 +30,8 @@ def notes(step: Step) -> list[str]:
         found.append(_selector(step.worker_selector))
     if step.HasField("matrix"):
         found.append(_matrix(step.matrix))
+    if step.HasField("lock"):
+        found.append(lock_note(step.lock))
     if step.allow_failure:
         found.append("may fail")
     if step.HasField("retry"):
@@ -53,6 +55,12 @@ def _term(term: LabelRequirement) -> str:
         return f"!{term.key}"
     word = "in" if term.operator == LabelOperator.LABEL_OPERATOR_IN else "notin"
     return f"{term.key} {word} ({', '.join(term.values)})"
+
+
+def lock_note(lock: Lock) -> str:
+    """A lock, and how many may hold it."""
+    limit = lock.limit if lock.HasField("limit") else 1
+    return f"lock {one_line(lock.key)}" + (f" ({limit} at a time)" if limit > 1 else "")
 
 
 def _matrix(matrix: Matrix) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from conveyor.cli.drawing.layers import Plan
-from conveyor.cli.drawing.notes import doing, notes
+from conveyor.cli.drawing.notes import doing, lock_note, notes
 from conveyor.cli.encode import enum_name
 from conveyor.cli.terminal import cut, one_line, padded, width
 from conveyor.v1.pipeline_pb2 import Step
@@ -30,7 +30,8 @@ def _head(plan: Plan) -> str:
     pipeline = plan.pipeline
     parts = [f"pipeline/{one_line(pipeline.name)}: {_count(len(pipeline.steps), 'step')}"]
     parts.append("one after another" if plan.is_list else f"in {_count(len(plan.layers), 'layer')}")
-    return f"{' '.join(parts)}, {enum_name(pipeline, 'failure_policy') or 'FAIL_FAST'}"
+    lock = f", {lock_note(pipeline.lock)}" if pipeline.HasField("lock") else ""
+    return f"{' '.join(parts)}, {enum_name(pipeline, 'failure_policy') or 'FAIL_FAST'}{lock}"
 
 
 def _count(number: int, what: str) -> str:
