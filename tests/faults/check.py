@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from conveyor.v1.run_pb2 import Run, RunReason, StepRun
+from tests.faults.gates import gates_are_decided
 from tests.faults.hands import cancels_arrive, tickets_come_once
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
 from tests.faults.lanes import one_after_the_other
@@ -95,7 +96,7 @@ def _attempts(run: Run, step: StepRun) -> Iterator[Violation]:
     if step_state(step.state) in ENDED_STEP and any(state not in ENDED for state in states):
         yield Violation(4, run.id, f"{step.step} has ended, and an attempt has not: {states}")
     # Drivers of a broadcast over JetStream are not told a number.
-    if step_state(step.state) == "SUCCEEDED" and not step.inherited and run.pipeline:
+    if step_state(step.state) == "SUCCEEDED" and not step.inherited and run.pipeline and step.driver:
         data = step.result.data.fields
         if states[-1:] != ["SUCCEEDED"] or data["attempt"].number_value != numbers[-1]:
             yield Violation(4, run.id, f"{step.step} succeeded by the result of another attempt than its last")
@@ -188,6 +189,7 @@ CHECKS: tuple[Check, ...] = (
     one_request_one_run,
     steps_run_in_order,
     one_after_the_other,
+    gates_are_decided,
     one_attempt_counts,
     tickets_come_once,
     ends_stay,

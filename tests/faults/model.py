@@ -33,6 +33,8 @@ class ModelStep:
     """How many attempts may fail."""
     timed: bool
     queue_timed: bool
+    gate: bool
+    """Whether people decide, not a driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,4 +112,5 @@ def _step(step: Step, needs: tuple[str, ...], *, last: bool) -> ModelStep:
         failures=failures,
         timed=step.HasField("timeout"),
         queue_timed=step.HasField("queue_timeout"),
+        gate=step.HasField("gate"),
     )

@@ -134,7 +134,8 @@ class _Case:
             yield f"{step.name} failed ({stored.message}) although its condition {condition} comes to {held}"
         if reason in ("INPUT_INVALID", "INPUT_TOO_LARGE"):
             yield f"{step.name} failed by its expressions: {stored.message}"
-        if stored.attempts and not stored.inherited and held is not True:
+        passed = step.gate and state == "SUCCEEDED"
+        if (stored.attempts or passed) and not stored.inherited and held is not True:
             yield f"{step.name} is {state} and ran although its condition {condition} comes to {held}"
         given = expected(self.model.given.get(step.name, {}), self.n, self.ended)
         for event in self._events(step.name, "began"):
@@ -200,7 +201,7 @@ class _Case:
         said_so = self._answered(step.name, stored, "ok") or (
             self.stepped and self._answered(step.name, stored, "hang")
         )
-        if state == "SUCCEEDED" and not stored.inherited and not said_so:
+        if state == "SUCCEEDED" and not stored.inherited and not said_so and not step.gate:
             yield f"{step.name} is SUCCEEDED, and no driver said so"
         # All finally steps together have a timeout of their own, which the run's reason need not tell.
         if state in ("CANCELLED", "SKIPPED") and reason in _STOPPED and not self.stopped and not step.last:

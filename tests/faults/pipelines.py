@@ -20,6 +20,7 @@ from conveyor.v1.pipeline_pb2 import (
     TriggerRule,
 )
 from tests.faults.conditions import random_condition, random_given, write
+from tests.faults.gates import random_gate
 
 _RULES = [
     *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
@@ -53,6 +54,8 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
     acts: dict[str, Acts] = {}
     for number in range(rng.randint(2, 7) if graph else rng.randint(1, 4)):
         step, acts[f"s{number}"] = _random_step(rng, f"s{number}", drivers)
+        if rng.random() < 0.15:
+            step = random_gate(rng, step.id)
         if graph:
             step.needs.extend(each.id for each in made.steps if rng.random() < 1.6 / (number + 1))
         step.trigger_rule = rng.choice(_RULES)
@@ -84,7 +87,7 @@ def _add_expressions(rng: Random, made: Pipeline) -> dict[str, dict[str, Any]]:
         earlier = sorted(before[step.id])
         if rng.random() < 0.2:
             conditions[step.id] = random_condition(rng, earlier)
-        if rng.random() < 0.25:
+        if step.driver and rng.random() < 0.25:
             given[step.id] = random_given(rng, earlier)
         write(step, conditions.get(step.id), given.get(step.id, {}))
     return {"conditions": conditions, "given": given}

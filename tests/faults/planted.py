@@ -6,7 +6,7 @@ checks find it.
 
 from __future__ import annotations
 
-from tests.faults import planted_core, planted_engine, planted_expressions, planted_lanes, planted_store
+from tests.faults import planted_core, planted_engine, planted_expressions, planted_gates, planted_lanes, planted_store
 from tests.faults.plant import PLANTED, Plant
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "planted_core",
     "planted_engine",
     "planted_expressions",
+    "planted_gates",
     "planted_lanes",
     "planted_store",
 ]

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -22,8 +23,9 @@ from conveyor.sdk import (
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
-from conveyor.v1.run_pb2 import Run
+from conveyor.v1.run_pb2 import Run, StepReason
 from tests.faults.conditions import MOST
+from tests.faults.gates import random_decision
 from tests.faults.history import REQUEST, Recorder, seen, step_state
 from tests.faults.pipelines import random_pipeline
 from tests.faults.watcher import RawWatcher
@@ -38,12 +40,16 @@ _KINDS = [
     "edit",
     *["cancel"] * 3,
     *["retry"] * 2,
+    *["decide"] * 8,
     "delete",
     "get",
     "list",
     "logs",
     *["watch"] * 2,
 ]
+_AWAITING = StepReason.STEP_REASON_AWAITING_DECISION
+_PATIENCE = 4.0
+"""Seconds for which somebody waits for a gate to open."""
 _PERSISTENCE = 30.0
 """Seconds for which a client repeats what was not answered."""
 
@@ -126,6 +132,8 @@ def _detailed(
         arguments = {"pipeline": changed, "to": random_pipeline(rng, pipelines[changed].name, drivers)}
     elif op.kind == "retry":
         arguments = {"request": request}
+    elif op.kind == "decide":
+        arguments = {"request": request, **random_decision(rng)}
     elif op.kind == "cancel":
         arguments = {"request": request, "force": rng.random() < 0.2, "grace": rng.choice([0.5, 1, 3])}
     return Op(op.at, op.kind, op.client, target, arguments)
@@ -231,6 +239,22 @@ class Workload:
 
         await self._insist("cancel", cancel, run=run, force=given["force"], grace=given["grace"])
 
+    async def _decide(self, number: int, op: Op, client: Client, run: str) -> None:
+        """Wait a little for a gate to open, and decide at all that are."""
+        given = op.arguments
+        open_gates: list[str] = []
+        with contextlib.suppress(ConveyorError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not open_gates:
+                    await asyncio.sleep(0.1)
+                    steps = (await client.runs.get(run)).steps
+                    open_gates = [each.step for each in steps if each.reason == _AWAITING]
+        for step in open_gates:
+            decide = partial(
+                client.runs.decide, run, step, given["decision"], given["by"], request_id=f"{given['request']}-{step}"
+            )
+            await self._insist("decide", decide, run=run, step=step, decision=given["decision"], by=given["by"])
+
     async def _delete(self, number: int, op: Op, client: Client, run: str) -> None:
         await self._ended(client, run)
         await self._insist("delete", lambda: client.runs.delete(run), run=run)
@@ -284,7 +308,7 @@ class Workload:
         except ConveyorError as error:
             self._recorder.note("wait-error", run=run, error=repr(error))
 
-    async def _insist(self, what: str, work: Callable[[], Awaitable[Run]], **request: Any) -> Run | None:
+    async def _insist(self, what: str, work: Callable[[], Awaitable[T]], **request: Any) -> T | None:
         """Repeat a call, which has a request id or may be repeated, until it is answered."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _PERSISTENCE
