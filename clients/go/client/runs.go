@@ -49,6 +49,12 @@ func (c *Client) ListLocks(
 	return pages(ctx, c, c.runs.ListLocks, request, (*conveyorv1.ListLocksResponse).GetLocks, opts)
 }
 
+// Children yields the runs that steps of a run started, newest first: one for each attempt of a step that runs a
+// pipeline.
+func (c *Client) Children(ctx context.Context, id string, opts ...grpc.CallOption) iter.Seq2[*conveyorv1.Run, error] {
+	return c.ListRuns(ctx, &conveyorv1.ListRunsRequest{CallerRun: id}, opts...)
+}
+
 // CancelRun cancels a run: what waits ends at once, what runs is told to stop. [conveyor.ErrFailedPrecondition] when it
 // has ended.
 func (c *Client) CancelRun(

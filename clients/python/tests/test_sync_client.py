@@ -59,7 +59,7 @@ def public(part):
 def test_both_clients_have_the_same_methods():
     methods = public(SyncClient("localhost"))
     assert methods == public(Client("localhost"))
-    looking, ending = {"get", "list", "locks", "watch", "watch_all", "wait"}, {"cancel", "delete"}
+    looking, ending = {"children", "get", "list", "locks", "watch", "watch_all", "wait"}, {"cancel", "delete"}
     assert looking | ending | {"start", "retry", "decide", "approve", "reject"} == set(methods["runs"])
     assert not inspect.iscoroutinefunction(SyncClient.server_info)
 

@@ -1,17 +1,18 @@
 """What `get` shows a person of one object."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
 from google.protobuf.message import Message
 
-from conveyor.cli.drawing.notes import lock_note
+from conveyor.cli.drawing.notes import doing, lock_note
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
-from conveyor.cli.tables import STEPS, UNKNOWN, labels, step_row
+from conveyor.cli.tables import RUNS, STEPS, UNKNOWN, labels, run_row, step_row
 from conveyor.cli.terminal import harmless, one_line
 from conveyor.cli.times import length, moment, now
 from conveyor.cli.waiting import lock_wait
@@ -26,10 +27,18 @@ _PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DE
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS", "STATE", "CONNECTED", "PROGRAM")
 
 
-def describe(message: Message, at: datetime, retries: Sequence[Run] = ()) -> str:
-    """The text for any kind of object; `retries` are the runs that retry a run."""
+@dataclass(slots=True)
+class Related:
+    """The runs that retry a run, and those that its steps started; the newest first."""
+
+    retries: Sequence[Run] = ()
+    children: Sequence[Run] = ()
+
+
+def describe(message: Message, at: datetime, related: Related | None = None) -> str:
+    """The text for any kind of object."""
     if isinstance(message, Run):
-        return describe_run(message, at, retries)
+        return describe_run(message, at, related or Related())
     if isinstance(message, Driver):
         return _driver(message, at)
     if isinstance(message, Pipeline):
@@ -39,8 +48,8 @@ def describe(message: Message, at: datetime, retries: Sequence[Run] = ()) -> str
     return _definition(cast(ResourceDefinition, message), at)
 
 
-def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
-    """A run: what and when, then its steps."""
+def describe_run(run: Run, at: datetime, related: Related) -> str:
+    """A run: what and when, then its steps, and the runs that they started."""
     head = block(
         [
             ("Run", run.id),
@@ -57,14 +66,19 @@ def describe_run(run: Run, at: datetime, retries: Sequence[Run] = ()) -> str:
             ("Started", moment(run, "start_time", at)),
             ("Ended", moment(run, "end_time", at)),
             ("Duration", length(run, at)),
+            ("Step of", run.caller_run and f"run {run.caller_run}, step {run.caller_step}"),
             ("Retry of", run.parent_run),
-            ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in retries)),
+            ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in related.retries)),
         ]
     )
     head += _values("Params", encode(run).get("params"))
     if not run.steps:
         return head
-    return f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"
+    steps = f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"
+    if not related.children:
+        return steps
+    rows = [(child.caller_step, *run_row(child, at)) for child in reversed(related.children)]
+    return f"{steps}\n\nRuns of its steps:\n{table(('STEP', *RUNS), rows)}"
 
 
 def _turn(run: Run) -> str:
@@ -142,7 +156,7 @@ def _pipeline(pipeline: Pipeline, at: datetime) -> str:
 def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
     return (
         step.id,
-        step.driver,
+        doing(step),
         ", ".join(step.needs),
         rule or enum_name(step, "trigger_rule"),
         show_duration(step.timeout.ToTimedelta().total_seconds()) if step.HasField("timeout") else "",

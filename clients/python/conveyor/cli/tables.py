@@ -111,16 +111,17 @@ def attempt(step: StepRun) -> str:
 
 def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
     """What there is to say about a step. `otherwise` stands for a message that there is not."""
+    message = step.message or step.result.message or otherwise
     marks = [
         mark
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
             ("taken over", step.inherited),
+            (f"run {step.child_run}", step.child_run and step.child_run not in message),
             (waiting(step, now), step.state != StepState.STEP_STATE_PENDING),
         )
         if mark and holds
     ]
-    message = step.message or step.result.message or otherwise
     if step.state == StepState.STEP_STATE_PENDING and not message:
         return waiting(step, now)
     if not marks or not message:

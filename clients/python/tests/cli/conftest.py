@@ -201,8 +201,12 @@ class FakeServer(
 
     def ListRuns(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._take(request, context)
-        wanted = request.parent_run
-        runs = [run for run in self.runs.values() if not wanted or run.parent_run == wanted]
+        parent, caller = request.parent_run, request.caller_run
+        runs = [
+            run
+            for run in self.runs.values()
+            if (not parent or run.parent_run == parent) and (not caller or run.caller_run == caller)
+        ]
         return run_service_pb2.ListRunsResponse(runs=runs)
 
     def ListLocks(self, request: Any, context: Any) -> Any:  # noqa: N802

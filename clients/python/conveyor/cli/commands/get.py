@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from conveyor.cli import tables
 from conveyor.cli.complete import complete_kind, complete_pipeline, complete_ref, complete_run
 from conveyor.cli.decode import enum_value
-from conveyor.cli.describe import describe
+from conveyor.cli.describe import Related, describe
 from conveyor.cli.durations import parse_time
 from conveyor.cli.kinds import DEFINITION, DRIVER, PIPELINE, RESOURCE, RUN, Kind
 from conveyor.cli.objects import fetch
@@ -43,6 +43,7 @@ class Filters:
     states: tuple[str, ...] = ()
     since: str = ""
     parent: str = ""
+    caller: str = ""
     limit: int = 0
 
 
@@ -50,7 +51,7 @@ _FITTING = {
     DEFINITION.name: {"labels"},
     PIPELINE.name: {"labels"},
     RESOURCE.name: {"labels", "definition"},
-    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since", "parent"},
+    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller"},
     DRIVER.name: set[str](),
 }
 _OPTIONS = {"labels": "-l", "states": "--state"}
@@ -58,6 +59,8 @@ _OPTIONS = {"labels": "-l", "states": "--state"}
 _RETRIED = {RunState.RUN_STATE_FAILED, RunState.RUN_STATE_CANCELLED}
 _RETRIES = 5
 """Runs that retry a run, the newest ones, that are shown with it."""
+_CHILDREN = 100
+"""The same of those that its steps started."""
 
 
 @command("get")
@@ -106,6 +109,9 @@ def get_driver(name: str) -> None:
 _PARENT = click.option(
     "--parent", metavar="RUN", default="", shell_complete=complete_run, help="Only runs that retry this one."
 )
+_CALLER = click.option(
+    "--caller", metavar="RUN", default="", shell_complete=complete_run, help="Only runs that steps of this one started."
+)
 
 
 @command("list")
@@ -117,6 +123,7 @@ _PARENT = click.option(
 @click.option("--state", "states", metavar="STATE", multiple=True, help="Only runs in this state.")
 @click.option("--since", metavar="TIME", default="", help='Only runs created since then: "2h", or a time.')
 @_PARENT
+@_CALLER
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_(kind: str, limit: int | None, **filters: object) -> None:
     """List the objects of a kind: definitions, pipelines, resources, runs or drivers."""
@@ -131,6 +138,7 @@ def list_(kind: str, limit: int | None, **filters: object) -> None:
 @click.option("--state", "states", metavar="STATE", multiple=True, help="Only in this state.")
 @click.option("--since", metavar="TIME", default="", help='Only those created since then: "2h", or a time.')
 @_PARENT
+@_CALLER
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_runs(limit: int | None, **filters: object) -> None:
     """List runs, newest first."""
@@ -154,13 +162,18 @@ def list_drivers() -> None:
 def _get(which: Ref, generation: int) -> None:
     options = settings()
 
-    async def work(client: Client) -> tuple[Message, list[Message]]:
+    async def work(client: Client) -> tuple[Message, Related]:
         message = await fetch(client, which, generation)
-        wanted = options.output == "table" and isinstance(message, Run) and message.state in _RETRIED
-        return message, await _collected(client.runs.list(parent_run=which.name), _RETRIES) if wanted else []
+        related = Related()
+        if isinstance(message, Run) and options.output == "table":
+            if message.state in _RETRIED:
+                related.retries = await _runs(client.runs.list(parent_run=message.id), _RETRIES)
+            if any(step.attempt and step.child_run for step in message.steps):
+                related.children = await _runs(client.runs.children(message.id), _CHILDREN)
+        return message, related
 
-    message, retries = run(options, work)
-    print_object(options, message, lambda now: describe(message, now, cast(list[Run], retries)))
+    message, related = run(options, work)
+    print_object(options, message, lambda now: describe(message, now, related))
 
 
 def _history(which: Ref) -> None:
@@ -172,7 +185,7 @@ def _history(which: Ref) -> None:
 
 
 def _list(kind: Kind, filters: Filters) -> None:
-    for name in ("labels", "definition", "pipeline", "resource", "states", "since", "parent"):
+    for name in ("labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller"):
         if getattr(filters, name) and name not in _FITTING[kind.name]:
             raise click.UsageError(f"{_OPTIONS.get(name, f'--{name}')} does not fit {kind.word}s")
     options = settings()
@@ -200,6 +213,7 @@ def _listing(client: Client, kind: Kind, filters: Filters) -> AsyncIterator[Mess
         labels=labels,
         created_from=_since(filters.since),
         parent_run=parse_run(filters.parent) if filters.parent else "",
+        caller_run=parse_run(filters.caller) if filters.caller else "",
         page_size=page,
     )
 
@@ -230,6 +244,10 @@ def _since(text: str) -> datetime | None:
         return parse_time(text, now()) if text else None
     except ValueError as error:
         raise click.UsageError(f"--since: {error}") from None
+
+
+async def _runs(listing: AsyncIterator[Run], limit: int) -> list[Run]:
+    return cast(list[Run], await _collected(listing, limit))
 
 
 async def _collected(listing: AsyncIterator[Message], limit: int) -> list[Message]:

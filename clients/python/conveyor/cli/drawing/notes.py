@@ -15,6 +15,8 @@ def doing(step: Step) -> str:
     action: str | None = step.WhichOneof("action")
     if action is None:
         return ""
+    if action == "runs":
+        return f"→ pipeline {one_line(step.runs.pipeline)}"
     return one_line(step.driver) if action == "driver" else action
 
 

@@ -120,6 +120,10 @@ class Runs:
                 return
             request.page_token = answer.next_page_token
 
+    def children(self, run_id: str) -> Generator[Run, None, None]:
+        """The runs that steps of a run started, newest first: one for each attempt of a step that runs a pipeline."""
+        return self.list(caller_run=run_id)
+
     def watch(self, run_id: str, *, give_up_after: float | None = None) -> Generator[RunUpdate, None, None]:
         """The run as it is, then after each change; ends after its terminal state.
 
