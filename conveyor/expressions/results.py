@@ -47,6 +47,7 @@ def _fill(target: Value, value: cel.Value, room: int, depth: int) -> int:
     if kind.startswith("LIST"):
         if depth < 1:
             raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
+        target.list_value.SetInParent()  # there, even if it is empty
         items = target.list_value.values
         for item in value.value():
             room = _fill(items.add(), item, _left(room, 1), depth - 1)
@@ -54,6 +55,7 @@ def _fill(target: Value, value: cel.Value, room: int, depth: int) -> int:
     if kind.startswith("MAP"):
         if depth < 1:
             raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
+        target.struct_value.SetInParent()
         fields = target.struct_value.fields
         for key, item in value.value().items():
             if not isinstance(key, str):

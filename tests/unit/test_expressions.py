@@ -254,6 +254,8 @@ def rendered(source: Struct, values: dict[str, object] | None = None) -> dict[st
     [
         ("${{ params.n }}", 3.0),
         ("${{params.list}}", [1.0, 2.0, "x"]),
+        ("${{ [] }}", []),
+        ("${{ {'m': {}, 'l': [[], {}]} }}", {"m": {}, "l": [[], {}]}),
         ("v${{ params.n }}", "v3"),
         ("${{ params.env }}-${{ params.half }}${{ params.on }}", "prod-2.5true"),
         ("${{ {'a': {'b': '}}'}}.a.b }}", "}}"),
