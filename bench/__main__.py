@@ -19,6 +19,8 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Figure]]] = {
     "go": lambda seconds: throughput.runs_per_s("sqlite", "grpc", seconds, "go"),
     "go_jetstream": lambda seconds: throughput.runs_per_s("sqlite", "jetstream", seconds, "go"),
     "expressions": throughput.expressions,
+    "matrix_sqlite": lambda seconds: throughput.matrix("sqlite"),
+    "matrix_etcd": lambda seconds: throughput.matrix("etcd"),
     "step_cost": throughput.step_cost,
     "memory": throughput.memory,
     "recovery_sqlite": lambda seconds: recovery.recovery("sqlite"),

@@ -115,6 +115,15 @@ def three_steps_with_expressions() -> pipeline_pb2.Pipeline:
     return pipeline
 
 
+def matrix_of(count: int) -> pipeline_pb2.Pipeline:
+    """A step that runs once for each number, with the number among its params."""
+    pipeline = pipeline_pb2.Pipeline(name="matrix")
+    step = pipeline.steps.add(id="a", driver="a")
+    step.matrix.axes["n"].list_value.extend(list(range(count)))
+    step.params.update({"n": "${{ matrix.n }}"})
+    return pipeline
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system seconds of a process so far (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -106,6 +106,20 @@ def step_cost(seconds: float) -> Iterator[Figure]:
         yield Figure.of(f"step_cpu_{name}_us", cost * 1e6, "us")
 
 
+def matrix(store: str) -> Iterator[Figure]:
+    """Seconds from the start to the end of a run of 256 instances, on one driver with 64 slots; the middle of seven."""
+    with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder), store) as server:
+        rig.apply(server.address, rig.matrix_of(256))
+        with rig.drivers(server, ("a",)):
+            load(server.address, "matrix", concurrency=1, runs=1)
+            before = rig.cpu_seconds(server.pid)
+            taken = sorted(load(server.address, "matrix", concurrency=1, runs=1)["seconds"] for _ in range(7))
+            used = (rig.cpu_seconds(server.pid) - before) / 7
+    suffix = "" if store == "sqlite" else f"_{store}"
+    yield Figure.of(f"matrix_256_s{suffix}", taken[3], "s")
+    yield Figure.of(f"matrix_256_cpu_s{suffix}", used, "s")
+
+
 def memory(seconds: float) -> Iterator[Figure]:
     """Resident memory of a server: idle and empty, and with 10,000 finished runs."""
     with tempfile.TemporaryDirectory() as folder, rig.server(Path(folder)) as server:

@@ -12,6 +12,7 @@ import structlog
 from conveyor.api.ports import Engine, Hub, Logs, closing
 from conveyor.api.validation import validate
 from conveyor.core import errors
+from conveyor.core.plan import PlanStep
 from conveyor.v1 import log_pb2, log_service_pb2_grpc
 from conveyor.v1 import log_service_pb2 as pb
 
@@ -36,7 +37,7 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
                 key = (namespace, line.run, line.step)
                 driver = drivers.get(key)
                 if driver is None:
-                    driver = drivers[key] = await self._driver(namespace, line.run, line.step)
+                    driver = drivers[key] = (await self._step(namespace, line.run, line.step)).driver
                 lines.setdefault(driver, []).append(line)
             for driver, own in lines.items():
                 for ack in await self._logs.append(namespace, own, driver):
@@ -46,9 +47,11 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
     async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncGenerator[pb.ReadLogsResponse, None]:
         namespace = await validate(request)
         run = await self._engine.run(namespace, request.run)
-        driver = await self._driver(namespace, request.run, request.step) if request.step else ""
+        step = await self._step(namespace, request.run, request.step) if request.step else None
+        driver = step.driver if step is not None else ""
         wanted: dict[str, Any] = {
             "step": request.step,
+            "instances": step is not None and step.matrix is not None,
             "attempt": request.attempt,
             "driver": driver,
             "cursor": request.cursor,
@@ -83,10 +86,10 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         finally:
             finished.set()
 
-    async def _driver(self, namespace: str, run_id: str, step: str) -> str:
-        """The driver of a step. Raises errors.NotFound."""
+    async def _step(self, namespace: str, run_id: str, step: str) -> PlanStep:
+        """A step of a run. Raises errors.NotFound."""
         run = await self._engine.run(namespace, run_id)
         index = run.state.plan.index.get(step)
         if index is None:
             raise errors.NotFound(f"run {run_id} has no step {step}")
-        return run.state.plan.steps[index].driver
+        return run.state.plan.steps[index]

@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from conveyor.core import errors, limits
-from conveyor.core.names import name_fault
+from conveyor.core.names import is_step_id, name_fault
 from conveyor.engine.loop import Engine
 from conveyor.engine.results import result_event
 from conveyor.engine.workers import Worker
@@ -199,9 +199,8 @@ def check_lines(lines: Sequence[log_pb2.LogLine]) -> None:
         if (line.run, line.step) not in known:
             if not is_run_id(line.run):
                 raise errors.ProtocolViolation(f"logs[{position}].run: {line.run[:64]!r} is not the id of a run")
-            fault = name_fault(line.step)
-            if fault:
-                raise errors.ProtocolViolation(f"logs[{position}].step: {fault}")
+            if not is_step_id(line.step):
+                raise errors.ProtocolViolation(f"logs[{position}].step: {name_fault(line.step)}")
             known.add((line.run, line.step))
         if not line.attempt or not line.seq:
             raise errors.ProtocolViolation(f"logs[{position}]: attempts and lines count from 1")

@@ -34,13 +34,14 @@ class Query:
     namespace: str
     run: str
     step: str = ""
+    instances: bool = False
     attempt: int = 0
     driver: str = ""
     cursor: str = ""
     tail: int = 0
 
     def filters(self) -> list[str]:
-        if not self.step:
+        if not self.step or self.instances:
             return subjects.logs_of_run(self.namespace, self.run)
         wanted = [subjects.logs(self.namespace, self.run, self.step)]
         if self.driver and not self.attempt:
@@ -50,7 +51,9 @@ class Query:
     def wants(self, line: log_pb2.LogLine) -> bool:
         if self.attempt and line.attempt != self.attempt:
             return False
-        return not self.step or line.step == self.step or (not line.step and line.driver == self.driver)
+        if not self.step or line.step == self.step or (not line.step and line.driver == self.driver):
+            return True
+        return self.instances and line.step.startswith(f"{self.step}[")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class LogStore:
         run: str,
         *,
         step: str = "",
+        instances: bool = False,
         attempt: int = 0,
         driver: str = "",
         cursor: str = "",
@@ -95,11 +96,12 @@ class LogStore:
         """The lines that are stored, in stream order, in lists of up to about a MiB.
 
         With `step` only those of this step, and lines of older drivers, which name no step, when they are from
-        `driver`. `cursor` is that of the last line that was seen; with `tail` only the last so many lines come. A line
-        with `lost` set stands where lines are missing: its number is that of the last missing one.
+        `driver`; with `instances` also those of the instances of its matrix. `cursor` is that of the last line that was
+        seen; with `tail` only the last so many lines come. A line with `lost` set stands where lines are missing: its
+        number is that of the last missing one.
         Raises BadCursor, and LogsUnavailable when the broker stays away for five seconds.
         """
-        return read(self._bus, Query(namespace, run, step, attempt, driver, cursor, tail), None)
+        return read(self._bus, Query(namespace, run, step, instances, attempt, driver, cursor, tail), None)
 
     def follow(
         self,
@@ -108,6 +110,7 @@ class LogStore:
         finished: asyncio.Event,
         *,
         step: str = "",
+        instances: bool = False,
         attempt: int = 0,
         driver: str = "",
         cursor: str = "",
@@ -117,7 +120,7 @@ class LogStore:
 
         Waits for a broker that is away for as long as it takes.
         """
-        return read(self._bus, Query(namespace, run, step, attempt, driver, cursor, tail), finished)
+        return read(self._bus, Query(namespace, run, step, instances, attempt, driver, cursor, tail), finished)
 
     async def purge(self, namespace: str, run: str) -> None:
         """Deletes all lines of the run. Raises LogsUnavailable."""

@@ -35,6 +35,8 @@ class RunDelta:
     head: storage_pb2.RunHead | None = None
     deleted: storage_pb2.RunHead | None = None
     steps: list[storage_pb2.StepRecord] = field(default_factory=list)
+    expanded: set[str] = field(default_factory=set)
+    """The steps whose matrix was expanded: their instances are new, also those that have no record yet."""
     view: run_pb2.RunChange | None = None
     """The same for subscribers, made once for all of them."""
 
@@ -70,7 +72,11 @@ def decode(changes: Changes) -> Revision:
                 if not step:
                     delta.deleted = storage_pb2.RunHead.FromString(change.prior or b"")
             elif step:
-                delta.steps.append(storage_pb2.StepRecord.FromString(change.value))
+                record = storage_pb2.StepRecord.FromString(change.value)
+                delta.steps.append(record)
+                # It is written when its matrix is expanded, and when it ends, which may be at once.
+                if record.instances and record.end_time in (0, record.queue_time):
+                    delta.expanded.add(record.step)
             else:
                 delta.head = storage_pb2.RunHead.FromString(change.value)
         except (DecodeError, ValueError) as error:

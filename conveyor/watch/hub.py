@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conveyor.core import errors
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.state.runs import Runs
-from conveyor.state.views import Instance, basic_run, full_run, step_run
+from conveyor.state.views import basic_run, full_run
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Reset
-from conveyor.v1 import pipeline_pb2, run_pb2, run_service_pb2
+from conveyor.v1 import run_pb2, run_service_pb2
 from conveyor.watch import cursor as cursors
 from conveyor.watch.feed import Feed, RunDelta, RunKey
+from conveyor.watch.steps import step_runs
 from conveyor.watch.subscription import Subscription
 
 HEARTBEAT = 15.0
@@ -297,7 +298,7 @@ class Hub:
             if delta.steps:
                 with contextlib.suppress(errors.NotFound):  # deleted since: the run's states are in its head
                     pipeline = (await self._runs.spec(delta.namespace, delta.run)).pipeline
-                    view.steps.extend(_steps(pipeline, head, delta.steps))
+                    view.steps.extend(step_runs(pipeline, head, delta.steps, delta.expanded))
             delta.view = view
         change = delta.view or run_pb2.RunChange()
         if skipped:
@@ -314,26 +315,6 @@ class Hub:
         heartbeat = run_pb2.WatchHeartbeat()
         heartbeat.time.FromMicroseconds(self._now())
         return heartbeat
-
-
-def _steps(
-    pipeline: pipeline_pb2.Pipeline, head: storage_pb2.RunHead, records: Iterable[storage_pb2.StepRecord]
-) -> Iterator[run_pb2.StepRun]:
-    steps = [*pipeline.steps, *pipeline.finally_steps]
-    index = {step.id: i for i, step in enumerate(steps)}
-    for record in records:
-        if record.matrix_step in index:
-            # Where it stands in the head, only the record of its matrix says.
-            i = index[record.matrix_step]
-            instance = Instance(record.step, record.matrix)
-            is_finally = i >= len(pipeline.steps)
-            yield step_run(head.id, steps[i], is_finally, record.state, record.reason, record, instance)
-            continue
-        i = index.get(record.step, len(steps))
-        # One record that makes no sense must not end the watches of all other runs.
-        if i < min(len(steps), len(head.step_states), len(head.step_reasons)):
-            is_finally = i >= len(pipeline.steps)
-            yield step_run(head.id, steps[i], is_finally, head.step_states[i], head.step_reasons[i], record)
 
 
 def _reset_message() -> run_pb2.WatchReset:

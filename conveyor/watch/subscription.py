@@ -103,4 +103,5 @@ def _newest(older: RunDelta, newer: RunDelta) -> RunDelta:
         head=newer.head or older.head,
         deleted=newer.deleted,
         steps=list(steps.values()),
+        expanded=older.expanded | newer.expanded,
     )

@@ -164,7 +164,10 @@ class Belt:
         """Wait until a step is in one of these states, with a reason if one is named."""
 
         async def there() -> StepRun | None:
-            found = next(each for each in (await self.client.runs.get(run.id)).steps if each.step == step)
+            steps = (await self.client.runs.get(run.id)).steps
+            found = next((each for each in steps if each.step == step), None)
+            if found is None:
+                return None  # an instance of a matrix that is not expanded
             if StepState.Name(found.state).removeprefix("STEP_STATE_") not in wanted:
                 return None
             return found if not reason or step_reason(found) == reason else None

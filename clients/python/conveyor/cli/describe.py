@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from conveyor.cli.drawing.notes import doing, lock_note
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
+from conveyor.cli.instances import in_order
 from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
 from conveyor.cli.tables import RUNS, STEPS, UNKNOWN, labels, run_row, step_row
@@ -74,7 +75,7 @@ def describe_run(run: Run, at: datetime, related: Related) -> str:
     head += _values("Params", encode(run).get("params"))
     if not run.steps:
         return head
-    steps = f"{head}\n\n{table(STEPS, [step_row(step, at) for step in run.steps])}"
+    steps = f"{head}\n\n{table(STEPS, [step_row(step, at) for step in in_order(run.steps)])}"
     if not related.children:
         return steps
     rows = [(child.caller_step, *run_row(child, at)) for child in reversed(related.children)]

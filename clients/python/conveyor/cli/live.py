@@ -5,6 +5,7 @@ import sys
 
 from conveyor.cli.describe import summary
 from conveyor.cli.encode import enum_name
+from conveyor.cli.instances import in_order
 from conveyor.cli.output import table
 from conveyor.cli.tables import STEPS, step_row
 from conveyor.cli.terminal import coloured, columns, cut, one_line, room_makers, rows, use_colour
@@ -98,7 +99,7 @@ def frame(run: Run, room: int, notes: str = "") -> list[str]:
 
 def chosen(run: Run, room: int) -> list[StepRun]:
     """The steps to show when not all have room: those that matter most, in the order of the run."""
-    steps = list(run.steps)
+    steps = in_order(run.steps)
     if len(steps) <= room:
         return steps
     ranked = sorted(range(len(steps)), key=lambda index: (_URGENCY.get(steps[index].state, 5), index))

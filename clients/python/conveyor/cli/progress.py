@@ -8,6 +8,7 @@ from typing import Protocol
 
 from conveyor.cli.describe import summary
 from conveyor.cli.encode import encode, encode_object, enum_name
+from conveyor.cli.instances import label
 from conveyor.cli.live import LiveProgress
 from conveyor.cli.options import Settings
 from conveyor.cli.output import coloured_cell, print_line
@@ -79,7 +80,7 @@ class LineProgress:
         """Print what a change says that was not printed yet."""
         run = update.run
         first = self._last is None
-        self._width = max(self._width, len("(run)"), *(len(step.step) for step in run.steps), 0)
+        self._width = max(self._width, len("(run)"), *(len(one_line(label(step))) for step in run.steps), 0)
         self._last = run
         if update.skipped or update.reset:
             left_out = f"{update.skipped} changes" if update.skipped else "changes"
@@ -116,7 +117,7 @@ class LineProgress:
             said = step_message(step, now(), otherwise=enum_name(step, "reason"))
             if step.attempt > 1:
                 said = f"attempt {attempt(step)} {said}"
-            self._print(run, at, step.step, enum_name(step, "state"), said)
+            self._print(run, at, one_line(label(step)), enum_name(step, "state"), said)
 
     def _is_new(self, run_id: str, step: str, what: tuple[object, ...]) -> bool:
         if self._seen.get((run_id, step)) == what:

@@ -6,6 +6,7 @@ from typing import cast
 from google.protobuf.message import Message
 
 from conveyor.cli.encode import enum_name
+from conveyor.cli.instances import label
 from conveyor.cli.output import Row
 from conveyor.cli.times import age, length
 from conveyor.cli.waiting import waiting
@@ -90,9 +91,13 @@ def driver_row(message: Message, now: datetime) -> Row:
 
 def step_row(step: StepRun, now: datetime) -> Row:
     """The row of a step of a run."""
-    name = f"{step.step} (finally)" if step.finally_step else step.step
+    name = label(step)
+    if step.matrix_step:
+        name = f"└ {name}"
+    elif step.finally_step:
+        name = f"{name} (finally)"
     return (
-        step.step if not step.finally_step else name,
+        name,
         step.driver,
         enum_name(step, "state"),
         attempt(step),
@@ -116,6 +121,7 @@ def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
         mark
         for mark, holds in (
             ("allowed to fail", step.allow_failure and step.state == StepState.STEP_STATE_FAILED),
+            (f"{step.instances} {'instance' if step.instances == 1 else 'instances'}", step.instances),
             ("taken over", step.inherited),
             (f"run {step.child_run}", step.child_run and step.child_run not in message),
             (waiting(step, now), step.state != StepState.STEP_STATE_PENDING),
