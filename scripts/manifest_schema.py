@@ -21,6 +21,7 @@ _REQUIRED = {
     "ResourceDefinition": ["name"],
     "Pipeline": ["name", "steps"],
     "Resource": ["name", "definition"],
+    "Schedule": ["name", "definition", "resource", "cron"],
     "Step": ["id"],
     "Param": ["name"],
 }

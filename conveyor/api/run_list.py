@@ -79,6 +79,8 @@ async def _view(
 
 async def _index(runs: Runs, request: run_service_pb2.ListRunsRequest, namespace: str) -> str:
     """The narrowest index that has all runs that are wanted."""
+    if request.schedule:
+        return keys.index_schedule(namespace, request.schedule)
     if request.resource:
         return keys.index_resource(namespace, request.definition, request.resource)
     if elder := request.parent_run or request.caller_run:
@@ -109,6 +111,7 @@ def _filter(request: run_service_pb2.ListRunsRequest) -> Callable[[storage_pb2.R
             and (not request.pipeline or head.pipeline == request.pipeline)
             and (not request.definition or head.definition == request.definition)
             and (not request.resource or head.resource == request.resource)
+            and (not request.schedule or head.schedule == request.schedule)
             and (not request.parent_run or head.parent_run == request.parent_run)
             and (not request.caller_run or head.caller_run == request.caller_run)
             and (earliest is None or head.create_time >= earliest)

@@ -16,6 +16,7 @@ from conveyor.api.ports import Drivers, Engine, Hub, Logs, Waits
 from conveyor.api.reflection import add_reflection
 from conveyor.api.resource_service import ResourceServicer
 from conveyor.api.run_service import RunServicer
+from conveyor.api.schedule_service import ScheduleServicer
 from conveyor.api.server_service import ServerServicer
 from conveyor.state.repositories import Repositories
 from conveyor.v1 import (
@@ -31,6 +32,8 @@ from conveyor.v1 import (
     resource_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
     server_pb2,
     server_service_pb2,
     server_service_pb2_grpc,
@@ -43,6 +46,7 @@ SERVICES = [
         resource_definition_service_pb2,
         pipeline_service_pb2,
         resource_service_pb2,
+        schedule_service_pb2,
         run_service_pb2,
         log_service_pb2,
         worker_service_pb2,
@@ -75,6 +79,7 @@ def add_services(server: Any, services: Services) -> Health:
     )
     pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(repositories), server)
     resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(ResourceServicer(repositories), server)
+    schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(repositories), server)
     runs = RunServicer(repositories, engine, hub, logs, services.waits)
     run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
     log_service_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(engine, hub, logs), server)

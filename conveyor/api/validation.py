@@ -20,6 +20,7 @@ from conveyor.core.lock_check import check_locks
 from conveyor.core.matrix_check import check_matrix
 from conveyor.core.params import check_params
 from conveyor.expressions.check import check_expressions
+from conveyor.schedules.cron import cron_fault, zone_fault
 from conveyor.v1 import (
     driver_service_pb2,
     log_service_pb2,
@@ -27,6 +28,8 @@ from conveyor.v1 import (
     resource_definition_service_pb2,
     resource_service_pb2,
     run_service_pb2,
+    schedule_pb2,
+    schedule_service_pb2,
     server_service_pb2,
 )
 
@@ -158,6 +161,23 @@ def _params_without_pipeline(problems: Problems, path: str, resource: Any, key: 
         problems.add(path, "needs pipeline too, which takes them")
 
 
+def _cron(problems: Problems, path: str, schedule: Any, key: str) -> None:
+    if (size := len(schedule.cron.encode())) > limits.CRON_BYTES:
+        problems.too_large(path, f"has {size} bytes; at most {limits.CRON_BYTES}")
+    elif fault := cron_fault(schedule.cron):
+        problems.add(path, fault)
+
+
+def _time_zone(problems: Problems, path: str, schedule: Any, key: str) -> None:
+    if fault := zone_fault(schedule.time_zone):
+        problems.add(path, fault)
+
+
+def _deadline_of_nothing(problems: Problems, path: str, schedule: Any, key: str) -> None:
+    if schedule.HasField("deadline") and schedule.missed == schedule_pb2.MISSED_RUNS_SKIP:
+        problems.add(path, "has no meaning when missed is SKIP: no run starts late")
+
+
 def _pipeline_size(problems: Problems, path: str, pipeline: Any, _: str) -> None:
     if (size := pipeline.ByteSize()) > limits.PIPELINE_BYTES:
         problems.too_large(path, f"takes {size} bytes with its context; at most {limits.PIPELINE_BYTES}")
@@ -238,6 +258,20 @@ _RESOURCE: Rules = (
     ("params", checks.struct(limits.PARAMS_BYTES)),
     ("params", _params_without_pipeline),
 )
+_SCHEDULE: Rules = (
+    ("name", checks.name),
+    ("labels", checks.labels),
+    ("description", checks.text(limits.DESCRIPTION_BYTES)),
+    ("definition", checks.name),
+    ("resource", checks.name),
+    ("pipeline", checks.optional_name),
+    ("params", checks.struct(limits.PARAMS_BYTES)),
+    ("run_labels", checks.labels),
+    ("cron", _cron),
+    ("time_zone", _time_zone),
+    ("deadline", checks.duration(10 * SECOND, 366 * DAY)),
+    ("deadline", _deadline_of_nothing),
+)
 
 _NAMESPACE: Rules = (("namespace", checks.optional_name),)
 _REQUEST_ID: Rules = (("request_id", checks.text(limits.REQUEST_ID_BYTES)),)
@@ -283,6 +317,13 @@ RULES: dict[type[Message], Rules] = {
     ),
     resource_service_pb2.ListResourceGenerationsRequest: _RESOURCE_NAME,
     resource_service_pb2.DeleteResourceRequest: _RESOURCE_NAME,
+    schedule_service_pb2.CreateScheduleRequest: _write("schedule", _SCHEDULE),
+    schedule_service_pb2.UpdateScheduleRequest: _write("schedule", _SCHEDULE),
+    schedule_service_pb2.ApplyScheduleRequest: _write("schedule", _SCHEDULE),
+    schedule_service_pb2.GetScheduleRequest: _GET,
+    schedule_service_pb2.ListSchedulesRequest: (*_NAMESPACE, ("labels", checks.labels)),
+    schedule_service_pb2.DeleteScheduleRequest: _NAME,
+    schedule_service_pb2.TriggerScheduleRequest: (*_NAME, *_REQUEST_ID),
     run_service_pb2.StartRunRequest: (
         *_NAMESPACE,
         ("definition", checks.name),
@@ -297,6 +338,7 @@ RULES: dict[type[Message], Rules] = {
         *_RUN_FILTER,
         ("parent_run", checks.optional_run_id),
         ("caller_run", checks.optional_run_id),
+        ("schedule", checks.optional_name),
         ("create_time_from", checks.time),
         ("create_time_before", checks.time),
     ),

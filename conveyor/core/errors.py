@@ -164,6 +164,12 @@ class UnknownPipeline(Unfit):
     reason = errors_pb2.ERROR_REASON_UNKNOWN_PIPELINE
 
 
+class UnknownResource(Unfit):
+    """The resource that the schedule names does not exist."""
+
+    reason = errors_pb2.ERROR_REASON_UNKNOWN_RESOURCE
+
+
 class DefinitionMismatch(Unfit):
     """The pipeline takes resources of another definition."""
 
@@ -198,6 +204,12 @@ class AlreadyDecided(Unfit):
     """The same person has decided otherwise at the gate."""
 
     reason = errors_pb2.ERROR_REASON_ALREADY_DECIDED
+
+
+class RunUnderWay(Unfit):
+    """A run that the schedule started has not ended."""
+
+    reason = errors_pb2.ERROR_REASON_RUN_UNDER_WAY
 
 
 class RunSucceeded(Unfit):

@@ -53,6 +53,7 @@ class Launcher:
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
         caller: Caller | None = None,
+        schedule: str = "",
     ) -> PreparedRun:
         """A new run with its first steps claimed for free workers; `launched` or `abandoned` must follow.
 
@@ -73,6 +74,7 @@ class Launcher:
             parent=parent,
             inherited=inherited,
             caller=caller,
+            schedule=schedule,
         )
         if waits:
             keep_waiting(run.state)

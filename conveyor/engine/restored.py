@@ -12,6 +12,7 @@ from conveyor.core.model import Event, TicketWithdrawn, WorkerLost
 from conveyor.engine.loop import Engine
 from conveyor.state import keys
 from conveyor.state.runs import StoredRun, Unreadable
+from conveyor.state.schedules import Schedules
 from conveyor.store.port import Conflict, Guard, Store
 from conveyor.v1 import run_pb2
 
@@ -20,12 +21,13 @@ log = structlog.get_logger("conveyor.engine")
 _AT_ONCE = 32
 
 
-async def take_up(engine: Engine, store: Store) -> None:
+async def take_up(engine: Engine, store: Store, schedules: Schedules) -> None:
     """Free the steps that were given out over JetStream, if the store says that it was restored.
 
     A ticket that was on the broker when the backup was made may since have been delivered, answered and acknowledged.
     Its result is in no store, so nobody would ever send it again. Steps of gRPC workers need nothing: their workers say
-    what they hold. Must be done before anything else moves the runs. Raises the store's errors.
+    what they hold. Schedules go on from now: what they started since the backup is in no store. Must be done before
+    anything else moves the runs. Raises the store's errors.
     """
     mark = await store.get(keys.RESTORED)
     if mark is None:
@@ -34,6 +36,7 @@ async def take_up(engine: Engine, store: Store) -> None:
     log.warning("store_restored", active_runs=len(active))
     for start in range(0, len(active), _AT_ONCE):
         await asyncio.gather(*(_free(engine, *key, mark.mod_revision) for key in active[start : start + _AT_ONCE]))
+    await schedules.make_up_for_nothing(engine.now())
     # Another server may have been faster.
     with contextlib.suppress(Conflict):
         await store.commit([Guard(keys.RESTORED, mark.mod_revision)], deletes=[keys.RESTORED])

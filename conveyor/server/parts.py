@@ -26,6 +26,7 @@ from conveyor.engine.metrics import EngineMetrics
 from conveyor.engine.presence import Presence
 from conveyor.engine.remote import RemoteRuns, SessionsWatch
 from conveyor.engine.retention import Retention
+from conveyor.engine.schedules import Scheduler
 from conveyor.engine.sessions_view import SessionsView
 from conveyor.engine.sweep import Sweep
 from conveyor.engine.tickets import JetStreamTickets
@@ -95,6 +96,7 @@ class Parts:
         self.hub = Hub(self.feed, self.runs, now)
         self.presence = Presence(store, record, config.lease_ttl)
         self.sweep = Sweep(self.engine, store, config.sweep_period)
+        self.scheduler = Scheduler(self.engine, self.repositories.schedules, store, self.presence)
         self.inbox = Inbox(bus, self.engine, store)
         self._sessions_watch = SessionsWatch(
             self.engine, store, self.sessions.moved, Explainer(self.engine).workers_changed
@@ -161,6 +163,7 @@ class Parts:
         gauge(registry, "conveyor_workers", "Workers that are connected here.", lambda: len(self.sessions))
         gauge(registry, "conveyor_watchers", "Open watches of runs.", lambda: self.hub.subscribers)
         gauge(registry, "conveyor_active_runs", "Unfinished runs with a timer here.", lambda: len(self.engine.timers))
+        gauge(registry, "conveyor_schedules", "Schedules that run when due.", lambda: len(self.scheduler))
         gauge(
             registry,
             "conveyor_quarantined",
@@ -172,7 +175,7 @@ class Parts:
         """Read what must be known first, then let everything run. A store that goes away meanwhile is waited for."""
         await _as_often_as_it_takes(self.feed.start)
         await _as_often_as_it_takes(self._sessions_watch.read)
-        await _as_often_as_it_takes(lambda: restored.take_up(self.engine, self._store))
+        await _as_often_as_it_takes(lambda: restored.take_up(self.engine, self._store, self.repositories.schedules))
         if self._config.etcd:
             # Only others' changes are looked at: with the embedded store there are none.
             self.feed.follow_raw(RemoteRuns(self.engine).take)
@@ -185,6 +188,7 @@ class Parts:
         spawn("sessions", self.sessions.watch_over())
         spawn("orphans", self._orphans.run())
         spawn("retention", self._retention.run())
+        spawn("schedules", self.scheduler.run())
         spawn("tickets", self.tickets.run())
         spawn("inbox", self.inbox.run())
         spawn("health", self._watch_health())

@@ -53,7 +53,7 @@ class Admission:
         guards = [Guard(keys.definition(resource.namespace, resource.definition), definition.mod_revision)]
         if resource.HasField("on_change") and not resource.on_change:
             # It must be able to move all the same, whenever somebody starts a run.
-            await self._chosen(resource, resource.pipeline, guards, fresh=fresh)
+            await self.check(resource, resource.pipeline, guards, fresh=fresh)
             return guards, None
         admitted = await self.run(resource, resource.pipeline, resource.labels, guards, fresh=fresh)
         return admitted.guards, admitted
@@ -67,15 +67,17 @@ class Admission:
         *,
         fresh: bool,
         params: Struct | None = None,
+        schedule: str = "",
     ) -> Admitted:
         """A run of the resource on the named pipeline, or as a broadcast.
 
-        `params` are what a start gives, None when a change of the resource starts it.
+        `params` are what a start gives, None when a change of the resource starts it. `schedule` is the name of the
+        schedule that starts it.
 
         Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
         the parameters do not fit.
         """
-        chosen, values = await self._chosen(resource, pipeline, guards, fresh=fresh, params=params)
+        chosen, values = await self.check(resource, pipeline, guards, fresh=fresh, params=params)
         lane = await self._lane(resource, chosen)
         prepared = self._launcher.prepare(
             resource.namespace,
@@ -84,10 +86,11 @@ class Admission:
             labels=labels,
             params=values,
             waits=lane is not None and bool(lane.entries),
+            schedule=schedule,
         )
         return _admit(prepared, guards, lane, chosen)
 
-    async def _chosen(
+    async def check(
         self,
         resource: resource_pb2.Resource,
         pipeline: str,
@@ -96,7 +99,10 @@ class Admission:
         fresh: bool,
         params: Struct | None = None,
     ) -> tuple[pipeline_pb2.Pipeline | None, Struct | None]:
-        """The pipeline, which takes the resource, and the values of its parameters; adds a guard for it."""
+        """The pipeline, which takes the resource, and the values of its parameters; adds a guard for it.
+
+        Raises as `run`, but for errors.TooManyWaitingRuns.
+        """
         chosen = await self._pipeline(resource, pipeline, guards, fresh=fresh) if pipeline else None
         return chosen, _params(resource, chosen, params)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 ROOT = "/conveyor/v1/"
 
 RUNS = ROOT + "runs/"
-"""Prefix of all heads and steps: the only watched range besides sessions."""
+"""Prefix of all heads and steps; every replica watches it, and sessions."""
 ACTIVE = ROOT + "active/"
 SESSIONS = ROOT + "sessions/"
+SCHEDULES = ROOT + "schedules/"
+SCHEDULE_STATUS = ROOT + "schedule-status/"
+"""Watched by the replica that leads."""
 REPLICAS = ROOT + "replicas/"
 LEADER = ROOT + "leader"
 QUARANTINE = ROOT + "quarantine/"
@@ -105,6 +108,11 @@ def parse_claim(store_key: str) -> tuple[str, str, str, str]:
     return namespace, bytes.fromhex(key).decode(), run, "" if step_id == "-" else step_id
 
 
+def index_schedule(namespace: str, schedule_name: str) -> str:
+    """Prefix of the inverted ids of the runs that a schedule started."""
+    return f"{ROOT}index/{namespace}/schedule/{schedule_name}/"
+
+
 def definitions(namespace: str) -> str:
     return f"{ROOT}definitions/{namespace}/"
 
@@ -128,6 +136,19 @@ def resources(namespace: str, definition_name: str = "") -> str:
 
 def resource(namespace: str, definition_name: str, name: str) -> str:
     return resources(namespace, definition_name) + name
+
+
+def schedules(namespace: str) -> str:
+    return f"{SCHEDULES}{namespace}/"
+
+
+def schedule(namespace: str, name: str) -> str:
+    return schedules(namespace) + name
+
+
+def schedule_status(namespace: str, name: str) -> str:
+    """Key of what came of a schedule; written also with each change of the schedule that moves its times."""
+    return f"{SCHEDULE_STATUS}{namespace}/{name}"
 
 
 def drivers(namespace: str) -> str:

@@ -1,4 +1,4 @@
-"""The three kinds of objects that users write, and how each is stored."""
+"""The kinds of objects that users write, and how each is stored."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Generic, TypeVar
 
 from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
-from conveyor.v1 import pipeline_pb2, resource_definition_pb2, resource_pb2
+from conveyor.v1 import pipeline_pb2, resource_definition_pb2, resource_pb2, schedule_pb2
 
-M = TypeVar("M", pipeline_pb2.Pipeline, resource_pb2.Resource, resource_definition_pb2.ResourceDefinition)
+M = TypeVar(
+    "M",
+    pipeline_pb2.Pipeline,
+    resource_pb2.Resource,
+    resource_definition_pb2.ResourceDefinition,
+    schedule_pb2.Schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Kind(Generic[M]):
         copy.ClearField("etag")
         copy.ClearField("create_time")
         copy.ClearField("update_time")
+        if isinstance(copy, schedule_pb2.Schedule):
+            copy.ClearField("status")
         copy.DiscardUnknownFields()
         return copy
 
@@ -56,4 +64,11 @@ RESOURCE = Kind[resource_pb2.Resource](
     key=lambda item: keys.resource(item.namespace, item.definition, item.name),
     encode=lambda item: storage_pb2.StoredResource(object=item).SerializeToString(),
     decode=lambda value: storage_pb2.StoredResource.FromString(value).object,
+)
+SCHEDULE = Kind[schedule_pb2.Schedule](
+    noun="schedule",
+    new=schedule_pb2.Schedule,
+    key=lambda item: keys.schedule(item.namespace, item.name),
+    encode=lambda item: storage_pb2.StoredSchedule(object=item).SerializeToString(),
+    decode=lambda value: storage_pb2.StoredSchedule.FromString(value).object,
 )

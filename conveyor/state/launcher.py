@@ -64,12 +64,13 @@ class Launcher(Protocol[Prepared]):
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
         caller: Caller | None = None,
+        schedule: str = "",
     ) -> Prepared:
         """A run of the resource on the pipeline; without one it is a broadcast. Stores nothing.
 
         `labels` are all labels of the run, those of the resource included; `inherited` the steps that it takes over
         from its `parent`. One that `waits` for older runs is stored as it is, and started when it is its turn. The
-        `caller` is the step that waits for the run and names its id.
+        `caller` is the step that waits for the run and names its id, `schedule` the schedule that starts it, by name.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The repository of resource definitions, pipelines and resources.
+"""The repository of resource definitions, pipelines, resources and schedules.
 
 Every change is one commit: the object, its generation in the history, the record of the request, and the run that
 it starts. What a change rests on (the definition, the pipeline) comes from a cache and is guarded by its revision, so
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from google.protobuf.message import Message
 
@@ -25,8 +25,9 @@ from conveyor.state.kinds import DEFINITION, Kind, M
 from conveyor.state.lookup import Lookup, missing, title
 from conveyor.state.requests import Remembered, Slip
 from conveyor.state.runs import Runs
+from conveyor.state.schedule_changes import ScheduleChanges
 from conveyor.store.port import Conflict, Guard, Put, Store, StoreError, Uncertain
-from conveyor.v1 import apply_pb2, resource_definition_pb2, resource_pb2, run_pb2
+from conveyor.v1 import apply_pb2, resource_definition_pb2, resource_pb2, run_pb2, schedule_pb2
 
 _LIST_CHUNK = 64
 _MOST_SCANNED = 2000
@@ -58,6 +59,14 @@ class Page(Generic[M]):
     after: str
 
 
+class _Beside(NamedTuple):
+    """What must hold for an object, what its commit stores beside it, and the run that it starts."""
+
+    guards: Sequence[Guard] = ()
+    puts: Sequence[Put] = ()
+    admitted: Admitted | None = None
+
+
 def now_micros() -> int:
     """The server's time in microseconds since 1970."""
     return time.time_ns() // 1000
@@ -78,6 +87,7 @@ class Objects:
         self._store = store
         self._lookup = lookup
         self._admission = admission
+        self._schedule_changes = ScheduleChanges(store, lookup, admission)
         self._committer = committer
         self._runs = runs
         self._now = now
@@ -188,14 +198,13 @@ class Objects:
         item.update_time.FromMicroseconds(now)
         value = kind.encode(item)
         generation = keys.generation(key, item.generation)
-        needed: Sequence[Guard]
-        needed, admitted = await self._admit(item, fresh=fresh)
-        guards = [Guard(key, 0 if current is None else current.mod_revision), *needed]
+        before = None if current is None else current.object
+        beside: _Beside = await self._beside(item, before, now, fresh=fresh)
+        admitted = beside.admitted
+        guards = [Guard(key, 0 if current is None else current.mod_revision), *beside.guards]
         if slip is not None:
             guards.insert(0, slip.guard)
-        puts = [Put(key, value), Put(generation, value)]
-        if admitted is not None:
-            puts.extend(admitted.puts)
+        puts = [Put(key, value), Put(generation, value), *beside.puts]
         if slip is not None:
             puts.append(slip.put(key, item.generation, "" if admitted is None else admitted.prepared.run_id))
         outcome = apply_pb2.APPLY_OUTCOME_CREATED if current is None else apply_pb2.APPLY_OUTCOME_CHANGED
@@ -222,11 +231,15 @@ class Objects:
             clash=(key, _taken(kind, key)) if create else None,
         )
 
-    async def _admit(self, item: Message, *, fresh: bool) -> tuple[Sequence[Guard], Admitted | None]:
-        """What must hold for the object, and the run that it starts."""
-        return (
-            await self._admission.change(item, fresh=fresh) if isinstance(item, resource_pb2.Resource) else ((), None)
-        )
+    async def _beside(self, item: Message, before: Message | None, now: int, *, fresh: bool) -> _Beside:
+        """What belongs to the commit of the object."""
+        if isinstance(item, schedule_pb2.Schedule):
+            assert before is None or isinstance(before, schedule_pb2.Schedule)
+            return _Beside(*await self._schedule_changes.change(item, before, now, fresh=fresh))
+        if isinstance(item, resource_pb2.Resource):
+            guards, admitted = await self._admission.change(item, fresh=fresh)
+            return _Beside(guards, () if admitted is None else admitted.puts, admitted)
+        return _Beside()
 
     async def _again(self, kind: Kind[M], namespace: str, before: Remembered) -> Written[M]:
         """The answer to a request that had its effect before."""
@@ -264,7 +277,8 @@ class Objects:
                 return current
             self._lookup.forget(key)
             try:
-                await self._store.commit([Guard(key, current.mod_revision)], (), [key, *_past(key, item.generation)])
+                gone = [key, *_others(item), *_past(key, item.generation)]
+                await self._store.commit([Guard(key, current.mod_revision)], (), gone)
             except Conflict:
                 continue
             except Uncertain as error:
@@ -299,6 +313,11 @@ class Objects:
             return await self._store.get(key) is not None
         except StoreError:
             return True
+
+
+def _others(item: Message) -> list[str]:
+    """What is stored beside the object and goes with it."""
+    return [keys.schedule_status(item.namespace, item.name)] if isinstance(item, schedule_pb2.Schedule) else []
 
 
 def _past(key: str, generation: int) -> list[str]:

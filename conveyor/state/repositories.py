@@ -13,6 +13,7 @@ from conveyor.state.lookup import Lookup
 from conveyor.state.objects import Objects, now_micros
 from conveyor.state.requests import Requests
 from conveyor.state.runs import Runs
+from conveyor.state.schedules import Schedules
 from conveyor.state.starts import Starts
 from conveyor.store.port import Store
 
@@ -32,3 +33,4 @@ class Repositories:
         admission = Admission(self.lookup, runs.lanes, launcher)
         self.objects = Objects(store, self.lookup, admission, committer, runs, now)
         self.starts = Starts(self.lookup, admission, committer, runs)
+        self.schedules = Schedules(store, self.lookup, admission, committer, self.starts, now)

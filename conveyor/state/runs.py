@@ -120,6 +120,7 @@ class Runs:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
         caller: Caller | None = None,
+        schedule: str = "",
     ) -> StoredRun:
         """A run that is not stored yet. Raises errors.InvalidRequest when its lock's key cannot be evaluated."""
         head = storage_pb2.RunHead(
@@ -133,6 +134,7 @@ class Runs:
             labels=labels,
             create_time=now,
             parent_run=parent,
+            schedule=schedule,
         )
         if caller is not None:
             head.caller_run, head.caller_step, head.depth = caller.run, caller.step, caller.depth
@@ -161,6 +163,8 @@ class Runs:
         puts.append(Put(keys.index_resource(namespace, head.definition, head.resource) + inverted, b""))
         if head.pipeline:
             puts.append(Put(keys.index_pipeline(namespace, head.pipeline) + inverted, b""))
+        if head.schedule:
+            puts.append(Put(keys.index_schedule(namespace, head.schedule) + inverted, b""))
         return NewRun(run.moved(decision.state, 0), puts, [Guard(keys.head(namespace, run_id), 0)])
 
     async def commit(self, run: StoredRun, decision: Decision, lane: Change | None = None) -> StoredRun:
@@ -329,6 +333,8 @@ class Runs:
         ]
         if head.pipeline:
             rest.append(keys.index_pipeline(namespace, head.pipeline) + inverted)
+        if head.schedule:
+            rest.append(keys.index_schedule(namespace, head.schedule) + inverted)
         guard = [Guard(keys.head(namespace, run_id), run.revision)]
         # Steps first and the head last: a crash in between leaves a run that can be deleted again.
         for start in range(0, len(steps), _DELETES_AT_ONCE):

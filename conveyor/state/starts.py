@@ -65,9 +65,9 @@ class Starts:
                 params=params if params is not None else Struct(),
                 fresh=fresh,
             )
-            return self._draft(admitted, slip)
+            return self.draft(admitted, slip)
 
-        return await self._committer.run(draft, slip, self._again(namespace), validate_only=validate_only)
+        return await self._committer.run(draft, slip, self.again(namespace), validate_only=validate_only)
 
     async def retry(
         self, namespace: str, run_id: str, *, labels: Mapping[str, str] | None = None, slip: Slip | None = None
@@ -91,9 +91,9 @@ class Starts:
                 inheritable(parent.state),
                 [Guard(keys.head(namespace, run_id), parent.revision)],
             )
-            return self._draft(admitted, slip)
+            return self.draft(admitted, slip)
 
-        return await self._committer.run(draft, slip, self._again(namespace))
+        return await self._committer.run(draft, slip, self.again(namespace))
 
     async def call(self, run: StoredRun, index: int, child: str) -> None:
         """Make the run that a step waits for, under the id that it waits for.
@@ -121,11 +121,12 @@ class Starts:
             key = keys.head(head.namespace, child)
             stored = next(put.value for put in admitted.puts if put.key == key)
             there = errors.AlreadyExists(f"run {child} is there")
-            return replace(self._draft(admitted, None), witness=(key, stored), clash=(key, there))
+            return replace(self.draft(admitted, None), witness=(key, stored), clash=(key, there))
 
-        await self._committer.run(draft, None, self._again(head.namespace))
+        await self._committer.run(draft, None, self.again(head.namespace))
 
-    def _draft(self, admitted: Admitted, slip: Slip | None) -> Draft[run_pb2.Run]:
+    def draft(self, admitted: Admitted, slip: Slip | None) -> Draft[run_pb2.Run]:
+        """The commit that starts an admitted run."""
         run_id, namespace = admitted.prepared.run_id, admitted.prepared.state.head.namespace
         guards, puts = admitted.guards, list(admitted.puts)
         if slip is not None:
@@ -139,7 +140,7 @@ class Starts:
             undo=lambda: self._admission.abandoned(admitted),
         )
 
-    def _again(self, namespace: str) -> Callable[[Remembered], Awaitable[run_pb2.Run]]:
+    def again(self, namespace: str) -> Callable[[Remembered], Awaitable[run_pb2.Run]]:
         """Answers a request that started a run before: with the run as it is now."""
 
         async def answer(before: Remembered) -> run_pb2.Run:

@@ -18,6 +18,7 @@ SERVICES = {
     "conveyor.v1.ResourceDefinitionService",
     "conveyor.v1.ResourceService",
     "conveyor.v1.RunService",
+    "conveyor.v1.ScheduleService",
     "conveyor.v1.ServerService",
     "conveyor.v1.WorkerService",
     "grpc.health.v1.Health",
@@ -26,7 +27,9 @@ SERVICES = {
 }
 RPCS = {
     "DriverService": "DeleteDriver GetDriver ListDrivers",
-    "RunService": "CancelRun DeleteRun GetRun ListRuns RetryRun StartRun WatchRun WatchRuns",
+    "RunService": "CancelRun DecideStep DeleteRun GetRun ListLocks ListRuns RetryRun StartRun WatchRun WatchRuns",
+    "ScheduleService": "ApplySchedule CreateSchedule DeleteSchedule GetSchedule ListSchedules TriggerSchedule "
+    "UpdateSchedule",
     "LogService": "ReadLogs WriteLogs",
     "WorkerService": "ReportResults Work",
     "ServerService": "GetServerInfo",

@@ -60,6 +60,7 @@ class HeadLauncher:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
+        schedule: str = "",
     ) -> HeadOnly:
         self.prepared += 1
         now = now_micros()
@@ -78,6 +79,7 @@ class HeadLauncher:
             create_time=now,
             update_time=now,
             parent_run=parent,
+            schedule=schedule,
             step_states=bytes([run_pb2.STEP_STATE_PENDING]) * steps,
             step_reasons=bytes(steps),
         )

@@ -20,6 +20,7 @@ from conveyor.v1 import (
     resource_service_pb2,
     run_pb2,
     run_service_pb2,
+    schedule_service_pb2,
     server_service_pb2,
 )
 
@@ -88,6 +89,7 @@ def test_every_request_of_the_api_has_rules() -> None:
         resource_definition_service_pb2,
         pipeline_service_pb2,
         resource_service_pb2,
+        schedule_service_pb2,
         run_service_pb2,
         log_service_pb2,
         driver_service_pb2,

@@ -1,5 +1,5 @@
 // Package client asks a Conveyor installation for everything that its users can: definitions, pipelines, resources,
-// runs and their logs.
+// schedules, runs and their logs.
 //
 // Methods take the request messages of conveyor/v1, so that every field can be set; an empty namespace becomes that of
 // the client, an empty request id a new one. They return the object, or the whole answer where it says more. Failures
@@ -30,6 +30,7 @@ type Client struct {
 	definitions conveyorv1.ResourceDefinitionServiceClient
 	pipelines   conveyorv1.PipelineServiceClient
 	resources   conveyorv1.ResourceServiceClient
+	schedules   conveyorv1.ScheduleServiceClient
 	runs        conveyorv1.RunServiceClient
 	logs        conveyorv1.LogServiceClient
 	drivers     conveyorv1.DriverServiceClient
@@ -95,6 +96,7 @@ func New(options ...Option) (*Client, error) {
 		definitions: conveyorv1.NewResourceDefinitionServiceClient(way),
 		pipelines:   conveyorv1.NewPipelineServiceClient(way),
 		resources:   conveyorv1.NewResourceServiceClient(way),
+		schedules:   conveyorv1.NewScheduleServiceClient(way),
 		runs:        conveyorv1.NewRunServiceClient(way),
 		logs:        conveyorv1.NewLogServiceClient(way),
 		drivers:     conveyorv1.NewDriverServiceClient(way),

@@ -9,6 +9,7 @@ from conveyor.v1 import resource_definition_pb2 as _resource_definition_pb2
 from conveyor.v1 import resource_pb2 as _resource_pb2
 from conveyor.v1 import result_pb2 as _result_pb2
 from conveyor.v1 import run_pb2 as _run_pb2
+from conveyor.v1 import schedule_pb2 as _schedule_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -791,6 +792,92 @@ class StoredResource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoredResource: _TypeAlias = StoredResource  # noqa: Y015
+
+@_typing.final
+class StoredSchedule(_message.Message):
+    """The value of schedules/{ns}/{name} and of its history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def object(self) -> _schedule_pb2.Schedule:
+        """The object; its etag is derived from the key's revision. Without its status."""
+
+    def __init__(
+        self,
+        *,
+        object: _schedule_pb2.Schedule | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredSchedule: _TypeAlias = StoredSchedule  # noqa: Y015
+
+@_typing.final
+class ScheduleRecord(_message.Message):
+    """The value of schedule-status/{ns}/{name}: there as long as the schedule is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECIDED_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    decided_time: _builtins.int
+    """Nothing is to be done any more for times up to this one."""
+    last_time: _builtins.int
+    """When its last run was due, or when it was triggered."""
+    last_error: _builtins.str
+    """Why the last time that was due started no run; empty when it started one."""
+    last_error_time: _builtins.int
+    """The time that was due then."""
+    started: _builtins.int
+    """How many runs it started."""
+    skipped: _builtins.int
+    """How many times passed without a run because one had not ended."""
+    missed: _builtins.int
+    """How many times passed without a run because it was too late."""
+    failed: _builtins.int
+    """How many times started no run because it was refused."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its last runs, the latest last, as far as they had not ended when the last one started."""
+
+    @_builtins.property
+    def replaced(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs that the last one replaces, as long as they may not be cancelled yet."""
+
+    def __init__(
+        self,
+        *,
+        decided_time: _builtins.int = ...,
+        last_time: _builtins.int = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
+        last_error: _builtins.str = ...,
+        last_error_time: _builtins.int = ...,
+        started: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        replaced: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_time", b"decided_time", "failed", b"failed", "last_error", b"last_error", "last_error_time", b"last_error_time", "last_time", b"last_time", "missed", b"missed", "replaced", b"replaced", "runs", b"runs", "skipped", b"skipped", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleRecord: _TypeAlias = ScheduleRecord  # noqa: Y015
 
 @_typing.final
 class DriverRecord(_message.Message):

@@ -92,6 +92,10 @@ const (
 	ErrorReason_ERROR_REASON_NO_OPEN_GATE ErrorReason = 31
 	// FAILED_PRECONDITION: the same person has decided otherwise at this gate.
 	ErrorReason_ERROR_REASON_ALREADY_DECIDED ErrorReason = 32
+	// FAILED_PRECONDITION: the resource that the schedule names does not exist.
+	ErrorReason_ERROR_REASON_UNKNOWN_RESOURCE ErrorReason = 33
+	// FAILED_PRECONDITION: a run that the schedule started has not ended.
+	ErrorReason_ERROR_REASON_RUN_UNDER_WAY ErrorReason = 34
 )
 
 // Enum value maps for ErrorReason.
@@ -130,6 +134,8 @@ var (
 		30: "ERROR_REASON_TOO_MANY_WAITING_RUNS",
 		31: "ERROR_REASON_NO_OPEN_GATE",
 		32: "ERROR_REASON_ALREADY_DECIDED",
+		33: "ERROR_REASON_UNKNOWN_RESOURCE",
+		34: "ERROR_REASON_RUN_UNDER_WAY",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":           0,
@@ -165,6 +171,8 @@ var (
 		"ERROR_REASON_TOO_MANY_WAITING_RUNS": 30,
 		"ERROR_REASON_NO_OPEN_GATE":          31,
 		"ERROR_REASON_ALREADY_DECIDED":       32,
+		"ERROR_REASON_UNKNOWN_RESOURCE":      33,
+		"ERROR_REASON_RUN_UNDER_WAY":         34,
 	}
 )
 
@@ -199,7 +207,7 @@ var File_conveyor_v1_errors_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\xd2\b\n" +
+	"\x18conveyor/v1/errors.proto\x12\vconveyor.v1*\x95\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12!\n" +
@@ -234,7 +242,9 @@ const file_conveyor_v1_errors_proto_rawDesc = "" +
 	"\x1cERROR_REASON_OUTCOME_UNKNOWN\x10\x1d\x12&\n" +
 	"\"ERROR_REASON_TOO_MANY_WAITING_RUNS\x10\x1e\x12\x1d\n" +
 	"\x19ERROR_REASON_NO_OPEN_GATE\x10\x1f\x12 \n" +
-	"\x1cERROR_REASON_ALREADY_DECIDED\x10 BCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
+	"\x1cERROR_REASON_ALREADY_DECIDED\x10 \x12!\n" +
+	"\x1dERROR_REASON_UNKNOWN_RESOURCE\x10!\x12\x1e\n" +
+	"\x1aERROR_REASON_RUN_UNDER_WAY\x10\"BCZAgithub.com/conveyor-ci/conveyor/clients/go/conveyor/v1;conveyorv1b\x06proto3"
 
 var (
 	file_conveyor_v1_errors_proto_rawDescOnce sync.Once

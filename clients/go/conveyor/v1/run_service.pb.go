@@ -318,7 +318,9 @@ type ListRunsRequest struct {
 	// Only runs that retry this one.
 	ParentRun string `protobuf:"bytes,12,opt,name=parent_run,json=parentRun,proto3" json:"parent_run,omitempty"`
 	// Only runs that steps of this one started.
-	CallerRun     string `protobuf:"bytes,13,opt,name=caller_run,json=callerRun,proto3" json:"caller_run,omitempty"`
+	CallerRun string `protobuf:"bytes,13,opt,name=caller_run,json=callerRun,proto3" json:"caller_run,omitempty"`
+	// Only runs that this schedule started. Empty: all.
+	Schedule      string `protobuf:"bytes,14,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +442,13 @@ func (x *ListRunsRequest) GetParentRun() string {
 func (x *ListRunsRequest) GetCallerRun() string {
 	if x != nil {
 		return x.CallerRun
+	}
+	return ""
+}
+
+func (x *ListRunsRequest) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
 	}
 	return ""
 }
@@ -1734,7 +1743,7 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12(\n" +
 	"\x04view\x18\x03 \x01(\x0e2\x14.conveyor.v1.RunViewR\x04view\"4\n" +
 	"\x0eGetRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run\"\xe7\x04\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.conveyor.v1.RunR\x03run\"\x83\x05\n" +
 	"\x0fListRunsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
@@ -1754,7 +1763,8 @@ const file_conveyor_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"parent_run\x18\f \x01(\tR\tparentRun\x12\x1d\n" +
 	"\n" +
-	"caller_run\x18\r \x01(\tR\tcallerRun\x1a9\n" +
+	"caller_run\x18\r \x01(\tR\tcallerRun\x12\x1a\n" +
+	"\bschedule\x18\x0e \x01(\tR\bschedule\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +

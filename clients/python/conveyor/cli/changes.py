@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from conveyor.cli.decode import SET_BY_SERVER
+from conveyor.cli.decode import set_by_server
 from conveyor.cli.dry_run import DryRun, Unchecked
 from conveyor.cli.encode import encode_object
 from conveyor.cli.line_diff import unified_diff
@@ -65,5 +65,5 @@ def _written(thing: Object | None) -> list[str]:
     if thing is None:
         return []
     fields = thing.DESCRIPTOR.fields_by_name
-    left_out = {fields[name].json_name for name in SET_BY_SERVER}
+    left_out = {fields[name].json_name for name in set_by_server(thing)}
     return to_yaml({key: value for key, value in encode_object(thing).items() if key not in left_out}).splitlines()

@@ -7,7 +7,7 @@ import click
 from click.shell_completion import CompletionItem
 from google.protobuf.message import Message
 
-from conveyor.cli.kinds import DEFINITION, DRIVER, KINDS, PIPELINE, RESOURCE, RUN, Kind, kind_of
+from conveyor.cli.kinds import DEFINITION, DRIVER, KINDS, PIPELINE, RESOURCE, RUN, SCHEDULE, Kind, kind_of
 from conveyor.cli.options import Settings
 from conveyor.cli.session import new_client
 from conveyor.sdk import Client
@@ -47,6 +47,11 @@ def complete_pipeline(context: click.Context, parameter: click.Parameter, incomp
     return _names(context, PIPELINE, incomplete)
 
 
+def complete_schedule(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of schedules."""
+    return _names(context, SCHEDULE, incomplete)
+
+
 def _names(context: click.Context, kind: Kind, incomplete: str) -> list[CompletionItem]:
     settings = context.ensure_object(Settings)
     try:
@@ -75,6 +80,8 @@ def _listing(client: Client, kind: Kind) -> AsyncIterator[Message]:
         return client.pipelines.list()
     if kind is RESOURCE:
         return client.resources.list()
+    if kind is SCHEDULE:
+        return client.schedules.list()
     if kind is DRIVER:
         return client.drivers.list()
     return client.runs.list()

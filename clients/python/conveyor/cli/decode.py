@@ -21,7 +21,7 @@ _VALUE = "google.protobuf.Value"
 # How many mistakes of one document are told.
 MAX_FAULTS = 100
 # What the server sets of any object: files may have it, because they may come from `get -o yaml`, and it is not read.
-SET_BY_SERVER = frozenset({"uid", "generation", "etag", "create_time", "update_time"})
+_SET_BY_SERVER = frozenset({"uid", "generation", "etag", "create_time", "update_time", "status"})
 
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -29,6 +29,11 @@ _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+
+
+def set_by_server(message: Message) -> frozenset[str]:
+    """The fields of an object that the server sets."""
+    return _SET_BY_SERVER.intersection(field.name for field in message.DESCRIPTOR.fields)
 
 
 def decode(node: Node, message: Message, ignored: frozenset[str] = frozenset()) -> list[Fault]:

@@ -13,7 +13,7 @@ from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.instances import in_order
 from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
-from conveyor.cli.tables import RUNS, STEPS, UNKNOWN, labels, run_row, step_row
+from conveyor.cli.tables import RUNS, STEPS, UNKNOWN, label_text, labels, run_row, step_row
 from conveyor.cli.terminal import harmless, one_line
 from conveyor.cli.times import length, moment, now
 from conveyor.cli.waiting import lock_wait
@@ -23,9 +23,12 @@ from conveyor.v1.pipeline_pb2 import Pipeline, Step
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
+from conveyor.v1.schedule_pb2 import Schedule
 
 _PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "DESCRIPTION")
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS", "STATE", "CONNECTED", "PROGRAM")
+# How late a run of a schedule may start that does not say it, in seconds.
+_DEADLINE = 300
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ def describe(message: Message, at: datetime, related: Related | None = None) -> 
         return _pipeline(message, at)
     if isinstance(message, Resource):
         return _resource(message, at)
+    if isinstance(message, Schedule):
+        return _schedule(message, at)
     return _definition(cast(ResourceDefinition, message), at)
 
 
@@ -68,6 +73,7 @@ def describe_run(run: Run, at: datetime, related: Related) -> str:
             ("Ended", moment(run, "end_time", at)),
             ("Duration", length(run, at)),
             ("Step of", run.caller_run and f"run {run.caller_run}, step {run.caller_step}"),
+            ("Schedule", run.schedule),
             ("Retry of", run.parent_run),
             ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in related.retries)),
         ]
@@ -179,6 +185,52 @@ def _resource(resource: Resource, at: datetime) -> str:
     return head + _values("Spec", values.get("spec")) + _values("Params", values.get("params"))
 
 
+def _schedule(schedule: Schedule, at: datetime) -> str:
+    status = schedule.status
+    upcoming = moment(status, "next_time", at)
+    head = block(
+        [
+            ("Schedule", schedule.name),
+            ("Description", schedule.description),
+            ("Resource", f"{schedule.definition}/{schedule.resource}"),
+            ("Pipeline", schedule.pipeline),
+            ("Cron", schedule.cron),
+            ("Time zone", schedule.time_zone or "UTC"),
+            ("Missed", _missed(schedule)),
+            ("Overlap", enum_name(schedule, "overlap") or "SKIP"),
+            ("Run labels", label_text(schedule.run_labels)),
+            ("Next", "paused" if schedule.paused else upcoming),
+            ("Last", moment(status, "last_time", at)),
+            ("Last run", status.last_run),
+            ("Under way", ", ".join(status.active_runs)),
+            ("Error", status.last_error),
+            ("Error at", moment(status, "last_error_time", at)),
+            ("Runs", _counts(schedule)),
+            *_common(schedule, at),
+        ]
+    )
+    return head + _values("Params", encode(schedule).get("params"))
+
+
+def _missed(schedule: Schedule) -> str:
+    policy = enum_name(schedule, "missed") or "RUN_ONCE"
+    if policy == "SKIP":
+        return policy
+    late = schedule.deadline.ToTimedelta().total_seconds() if schedule.HasField("deadline") else _DEADLINE
+    return f"{policy} (at most {show_duration(late)} late)"
+
+
+def _counts(schedule: Schedule) -> str:
+    status = schedule.status
+    counts = {
+        "started": status.started,
+        "skipped": status.skipped,
+        "missed": status.missed,
+        "refused": status.failed,
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count or word == "started")
+
+
 def _definition(definition: ResourceDefinition, at: datetime) -> str:
     head = block(
         [
@@ -190,7 +242,7 @@ def _definition(definition: ResourceDefinition, at: datetime) -> str:
     return head + _values("Schema", encode(definition).get("schema"))
 
 
-def _common(message: Pipeline | Resource | ResourceDefinition, at: datetime) -> list[tuple[str, str]]:
+def _common(message: Pipeline | Resource | ResourceDefinition | Schedule, at: datetime) -> list[tuple[str, str]]:
     return [
         ("Labels", labels(message)),
         ("Generation", str(message.generation)),

@@ -54,7 +54,19 @@ _LOCK = Group(
     },
     summary="See who holds locks, and who waits.",
 )
-_GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "driver": _DRIVER, "lock": _LOCK}
+_SCHEDULE = Group(
+    "schedule",
+    {
+        "list": Entry("get:list_schedules", "List schedules"),
+        "get": Entry("get:get_schedule", "Show a schedule with what came of it"),
+        "pause": Entry("schedule:pause", "Have schedules start nothing"),
+        "resume": Entry("schedule:resume", "Have schedules start runs again, from now on"),
+        "trigger": Entry("schedule:trigger", "Start a run of a schedule at once"),
+        "delete": Entry("delete:delete_schedule", "Delete schedules"),
+    },
+    summary="See, pause, trigger and delete schedules.",
+)
+_GROUPS = {"run": _RUN, "pipeline": _PIPELINE, "schedule": _SCHEDULE, "driver": _DRIVER, "lock": _LOCK}
 _SUMMARY = """Conveyor, the control plane for CI/CD pipelines.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 5 run cancelled, 6 timeout, 7 no server reached, 130 Ctrl-C.
@@ -82,6 +94,7 @@ ROOT = _Root(
         "delete": Entry("delete:delete", "Delete objects"),
         "run": Entry("", "Start, follow and end runs"),
         "pipeline": Entry("", "See, draw and delete pipelines"),
+        "schedule": Entry("", "See, pause, trigger and delete schedules"),
         "driver": Entry("", "See who works"),
         "lock": Entry("", "See who holds locks, and who waits"),
         "schema": Entry("schema:schema", "Print the JSON Schema of manifests, for editors"),
@@ -105,6 +118,7 @@ _HINTS = {
     "BROKER_UNAVAILABLE": "the server's broker is away; try again when it is back",
     "SHUTTING_DOWN": "try again in a moment",
     "OUTCOME_UNKNOWN": "it may have happened: look before you repeat",
+    "RUN_UNDER_WAY": "`conveyor run cancel` ends it; `overlap: ALLOW` lets a schedule have several",
     "RUN_NOT_FINISHED": "`conveyor run cancel` ends it",
     "UNAUTHENTICATED": "check the client certificate: --tls-cert and --tls-key",
     "DEADLINE_EXCEEDED": "it may have happened: look before you repeat",

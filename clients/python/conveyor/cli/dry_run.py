@@ -1,16 +1,19 @@
 """Applies what files describe without storing it."""
 
-from conveyor.cli.kinds import DEFINITION, PIPELINE
+from conveyor.cli.kinds import DEFINITION, PIPELINE, RESOURCE
 from conveyor.cli.manifest import Manifest
 from conveyor.cli.objects import Clients, Sent, send
 from conveyor.sdk.errors import ApiError, InvalidArgument
 from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.schedule_pb2 import Schedule
 
 # Why the server refuses an object that another one would make right.
-_ABOUT_OTHERS = frozenset({"UNKNOWN_DEFINITION", "UNKNOWN_PIPELINE", "DEFINITION_MISMATCH", "SCHEMA_VIOLATION"})
+_ABOUT_OTHERS = frozenset(
+    {"UNKNOWN_DEFINITION", "UNKNOWN_PIPELINE", "UNKNOWN_RESOURCE", "DEFINITION_MISMATCH", "SCHEMA_VIOLATION"}
+)
 # Which parameters there are is said by the pipeline.
-_PARAMS = "resource.params"
+_PARAMS = ("resource.params", "schedule.params")
 
 
 class Unchecked(Exception):
@@ -47,9 +50,12 @@ class DryRun:
 def _needed(manifest: Manifest, error: ApiError) -> list[str]:
     """The objects for whose sake the server may have refused this one."""
     thing = manifest.object
-    if not isinstance(thing, Resource) or not (error.reason in _ABOUT_OTHERS or _is_about_params(error)):
+    if not isinstance(thing, Resource | Schedule) or not (error.reason in _ABOUT_OTHERS or _is_about_params(error)):
         return []
-    return [f"{DEFINITION.word}/{thing.definition}", f"{PIPELINE.word}/{thing.pipeline}"]
+    needed = [f"{DEFINITION.word}/{thing.definition}", f"{PIPELINE.word}/{thing.pipeline}"]
+    if isinstance(thing, Schedule):
+        needed.append(f"{RESOURCE.word}/{thing.definition}/{thing.resource}")
+    return needed
 
 
 def _is_about_params(error: ApiError) -> bool:

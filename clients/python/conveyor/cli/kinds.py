@@ -25,11 +25,12 @@ DEFINITION = Kind(
 )
 PIPELINE = Kind("Pipeline", "pipeline", ("pipeline", "pipelines"), applied=True)
 RESOURCE = Kind("Resource", "resource", ("resource", "resources"), applied=True)
+SCHEDULE = Kind("Schedule", "schedule", ("schedule", "schedules"), applied=True)
 RUN = Kind("Run", "run", ("run", "runs"))
 DRIVER = Kind("Driver", "driver", ("driver", "drivers"))
 
 # Files are applied in this order: what others refer to comes first.
-KINDS = (DEFINITION, PIPELINE, RESOURCE, RUN, DRIVER)
+KINDS = (DEFINITION, PIPELINE, RESOURCE, SCHEDULE, RUN, DRIVER)
 
 _BY_WORD = {word: kind for kind in KINDS for word in kind.words}
 

@@ -4,23 +4,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from conveyor.cli.decode import MAX_FAULTS, SET_BY_SERVER, decode
+from conveyor.cli.decode import MAX_FAULTS, decode, set_by_server
 from conveyor.cli.failures import CliError
-from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, Kind, kind_of
+from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, SCHEDULE, Kind, kind_of
 from conveyor.cli.nodes import Fault, Node
 from conveyor.cli.refs import Ref
 from conveyor.cli.sources import Source
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.schedule_pb2 import Schedule
 
 API_VERSION = "conveyor/v1"
 _MAX_SHOWN = 20
 # Keys at the top of a document that are only there for anchors.
 _TEMPLATES = (".", "x-")
-_MESSAGES = {DEFINITION.name: ResourceDefinition, PIPELINE.name: Pipeline, RESOURCE.name: Resource}
+_MESSAGES = {
+    DEFINITION.name: ResourceDefinition,
+    PIPELINE.name: Pipeline,
+    RESOURCE.name: Resource,
+    SCHEDULE.name: Schedule,
+}
+# What no object can do without, besides a name.
+_REQUIRED = {RESOURCE.name: ("definition",), SCHEDULE.name: ("definition", "resource", "cron")}
 
-Object: TypeAlias = Pipeline | ResourceDefinition | Resource
+Object: TypeAlias = Pipeline | ResourceDefinition | Resource | Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,10 @@ class Manifest:
 
 
 def load(sources: Iterable[Source]) -> list[Manifest]:
-    """All objects of the files: definitions, pipelines, resources, each as written. CliError lists all mistakes."""
+    """All objects of the files: definitions, pipelines, resources, schedules, each as written.
+
+    CliError lists all mistakes.
+    """
     manifests: list[Manifest] = []
     mistakes: list[str] = []
     names: list[str] = []
@@ -84,8 +95,8 @@ def _manifest(node: Node, source: str, mistakes: list[str]) -> Manifest | None:
         mistakes.append(_located(source, fault))
         return None
     message = _MESSAGES[kind.name]()
-    faults = decode(body, message, SET_BY_SERVER)
-    required = ["name", "definition"] if isinstance(message, Resource) else ["name"]
+    faults = decode(body, message, set_by_server(message))
+    required = ["name", *_REQUIRED.get(kind.name, ())]
     written = {fault.path for fault in faults}
     faults += [
         Fault(node.line, field, "is missing")

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 from google.protobuf.message import Message
 
-from conveyor.cli.kinds import DEFINITION, PIPELINE, RESOURCE, RUN, Kind
+from conveyor.cli.kinds import DEFINITION, PIPELINE, RESOURCE, RUN, SCHEDULE, Kind
 from conveyor.cli.manifest import Object
 from conveyor.cli.options import Settings
 from conveyor.cli.refs import Ref
@@ -18,6 +18,7 @@ from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
+from conveyor.v1.schedule_pb2 import Schedule
 
 _PAGE = 1000
 
@@ -69,6 +70,8 @@ async def fetch(client: Client, which: Ref, generation: int = 0) -> Message:
         return await client.pipelines.get(which.name, generation)
     if which.kind is RESOURCE:
         return await client.resources.get(which.definition, which.name, generation)
+    if which.kind is SCHEDULE:
+        return await client.schedules.get(which.name, generation)
     if which.kind is RUN:
         return await client.runs.get(which.name)
     return await client.drivers.get(which.name)
@@ -80,6 +83,8 @@ def labelled(client: Client, kind: Kind, labels: Mapping[str, str]) -> AsyncIter
         return client.definitions.list(labels=labels, page_size=_PAGE)
     if kind is PIPELINE:
         return client.pipelines.list(labels=labels, page_size=_PAGE)
+    if kind is SCHEDULE:
+        return client.schedules.list(labels=labels, page_size=_PAGE)
     return client.resources.list(labels=labels, page_size=_PAGE)
 
 
@@ -89,6 +94,8 @@ async def send(client: Client, thing: Object, *, validate_only: bool) -> Sent:
         return Sent(*await client.definitions.apply(thing, validate_only=validate_only))
     if isinstance(thing, Pipeline):
         return Sent(*await client.pipelines.apply(thing, validate_only=validate_only))
+    if isinstance(thing, Schedule):
+        return Sent(*await client.schedules.apply(thing, validate_only=validate_only))
     return Sent(*await client.resources.apply(thing, validate_only=validate_only))
 
 
@@ -101,7 +108,7 @@ async def remove(client: Client, which: Ref) -> Message:
     """Delete an object and return it as it was."""
     if which.kind is RUN:
         return await client.runs.delete(which.name)
-    if which.kind in {DEFINITION, PIPELINE, RESOURCE}:
+    if which.kind.applied:
         return await remove_unchanged(client, which, "", validate_only=False)
     return await client.drivers.delete(which.name)
 
@@ -112,4 +119,6 @@ async def remove_unchanged(client: Client, which: Ref, etag: str, *, validate_on
         return await client.definitions.delete(which.name, etag, validate_only=validate_only)
     if which.kind is PIPELINE:
         return await client.pipelines.delete(which.name, etag, validate_only=validate_only)
+    if which.kind is SCHEDULE:
+        return await client.schedules.delete(which.name, etag, validate_only=validate_only)
     return await client.resources.delete(which.definition, which.name, etag, validate_only=validate_only)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from conveyor.cli.failures import CliError
-from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, Kind
+from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, Kind
 from conveyor.cli.manifest import Manifest, Object
 from conveyor.cli.objects import Clients, labelled
 from conveyor.cli.options import settings
@@ -12,6 +12,7 @@ from conveyor.cli.refs import Ref
 from conveyor.cli.terminal import note
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.schedule_pb2 import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def check_labels(manifests: Iterable[Manifest], labels: Mapping[str, str]) -> No
 async def leftovers(
     clients: Clients, manifests: Iterable[Manifest], labels: Mapping[str, str], namespace: str | None
 ) -> list[Leftover]:
-    """What may be deleted, in the order in which it can be: resources, pipelines, definitions.
+    """What may be deleted, in the order in which it can be: schedules, resources, pipelines, definitions.
 
     Only namespaces that a file names an object in, or that -n names, are looked at. What an object of the files needs
     is not among it, wherever that is kept.
@@ -76,5 +77,7 @@ def _needs(manifest: Manifest) -> Iterator[Ref]:
     thing = manifest.object
     if not isinstance(thing, ResourceDefinition):
         yield Ref(DEFINITION, thing.definition)
-    if isinstance(thing, Resource):
+    if isinstance(thing, Resource | Schedule):
         yield Ref(PIPELINE, thing.pipeline)
+    if isinstance(thing, Schedule):
+        yield Ref(RESOURCE, thing.resource, thing.definition)

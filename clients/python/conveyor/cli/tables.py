@@ -1,5 +1,6 @@
 """The columns of lists."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import cast
 
@@ -8,17 +9,19 @@ from google.protobuf.message import Message
 from conveyor.cli.encode import enum_name
 from conveyor.cli.instances import label
 from conveyor.cli.output import Row
-from conveyor.cli.times import age, length
+from conveyor.cli.times import age, length, upcoming
 from conveyor.cli.waiting import waiting
 from conveyor.v1.driver_pb2 import Driver, Worker
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, StepRun, StepState
+from conveyor.v1.schedule_pb2 import Schedule
 
 DEFINITIONS = ("NAME", "GENERATION", "CHANGED", "DESCRIPTION")
 PIPELINES = ("NAME", "STEPS", "ORDER", "DEFINITION", "GENERATION", "CHANGED", "DESCRIPTION")
 RESOURCES = ("NAME", "PIPELINE", "GENERATION", "CHANGED", "LABELS")
+SCHEDULES = ("NAME", "CRON", "TIME ZONE", "RESOURCE", "NEXT", "LAST", "LAST RUN", "MESSAGE")
 RUNS = ("ID", "PIPELINE", "RESOURCE", "STATE", "STEPS", "CREATED", "DURATION", "REASON", "MESSAGE")
 DRIVERS = ("NAME", "WORKERS", "BUSY", "SLOTS", "TRANSPORT", "LAST SEEN")
 STEPS = ("STEP", "DRIVER", "STATE", "ATTEMPT", "DURATION", "REASON", "MESSAGE")
@@ -53,6 +56,21 @@ def resource_row(message: Message, now: datetime) -> Row:
     """The row of a resource."""
     it = cast(Resource, message)
     return f"{it.definition}/{it.name}", it.pipeline, str(it.generation), age(it, "update_time", now), labels(it)
+
+
+def schedule_row(message: Message, now: datetime) -> Row:
+    """The row of a schedule."""
+    it = cast(Schedule, message)
+    return (
+        it.name,
+        it.cron,
+        it.time_zone or "UTC",
+        f"{it.definition}/{it.resource}",
+        "paused" if it.paused else upcoming(it.status, "next_time", now),
+        age(it.status, "last_time", now),
+        it.status.last_run,
+        it.status.last_error,
+    )
 
 
 def run_row(message: Message, now: datetime) -> Row:
@@ -135,6 +153,11 @@ def step_message(step: StepRun, now: datetime, otherwise: str = "") -> str:
     return f"{message} ({', '.join(marks)})"
 
 
-def labels(message: Pipeline | Resource | ResourceDefinition | Run | Worker) -> str:
+def labels(message: Pipeline | Resource | ResourceDefinition | Schedule | Run | Worker) -> str:
     """Labels in one line."""
-    return ", ".join(f"{key}={message.labels[key]}" for key in sorted(message.labels))
+    return label_text(message.labels)
+
+
+def label_text(labels: Mapping[str, str]) -> str:
+    """Keys and values in one line."""
+    return ", ".join(f"{key}={labels[key]}" for key in sorted(labels))

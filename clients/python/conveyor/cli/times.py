@@ -36,6 +36,14 @@ def moment(message: Message, field: str, at: datetime) -> str:
     return f"{then:%Y-%m-%dT%H:%M:%SZ} ({show_age(then, at)})" if then else ""
 
 
+def upcoming(message: Message, field: str, at: datetime) -> str:
+    """How soon it will be; empty when it will not."""
+    then = time_of(message, field)
+    if then is None:
+        return ""
+    return f"in {show_duration((then - at).total_seconds())}" if then > at else "now"
+
+
 def length(message: Run | StepRun, at: datetime) -> str:
     """How long a run or the current attempt of a step took, or takes already; empty before its start."""
     start = time_of(message, "start_time")

@@ -8,12 +8,13 @@ from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, StepRun
+from conveyor.v1.schedule_pb2 import Schedule
 
-ObjectT = TypeVar("ObjectT", Pipeline, ResourceDefinition, Resource)
+ObjectT = TypeVar("ObjectT", Pipeline, ResourceDefinition, Resource, Schedule)
 
 
 class Applied(NamedTuple, Generic[ObjectT]):
-    """What an apply of a definition or pipeline did."""
+    """What an apply of a definition, pipeline or schedule did."""
 
     object: ObjectT
     """The object as it is now."""

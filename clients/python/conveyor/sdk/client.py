@@ -9,7 +9,7 @@ from conveyor.sdk.config import Tls
 from conveyor.sdk.connection import Connection
 from conveyor.sdk.drivers import Drivers
 from conveyor.sdk.logs import Logs
-from conveyor.sdk.objects import Definitions, Pipelines, Resources
+from conveyor.sdk.objects import Definitions, Pipelines, Resources, Schedules
 from conveyor.sdk.runs import Runs
 from conveyor.v1.server_pb2 import ServerInfo
 from conveyor.v1.server_service_pb2 import GetServerInfoRequest
@@ -46,6 +46,7 @@ class Client:
         self.definitions = Definitions(self._connection, self.namespace)
         self.pipelines = Pipelines(self._connection, self.namespace)
         self.resources = Resources(self._connection, self.namespace)
+        self.schedules = Schedules(self._connection, self.namespace)
         self.runs = Runs(self._connection, self.namespace)
         self.logs = Logs(self._connection, self.namespace)
         self.drivers = Drivers(self._connection, self.namespace)

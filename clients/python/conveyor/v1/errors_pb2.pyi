@@ -90,6 +90,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the step is no gate that waits for a decision."""
     ERROR_REASON_ALREADY_DECIDED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION: the same person has decided otherwise at this gate."""
+    ERROR_REASON_UNKNOWN_RESOURCE: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION: the resource that the schedule names does not exist."""
+    ERROR_REASON_RUN_UNDER_WAY: _ErrorReason.ValueType  # 34
+    """FAILED_PRECONDITION: a run that the schedule started has not ended."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the reason in google.rpc.ErrorInfo, without the prefix, with the domain "conveyor"."""
@@ -162,4 +166,8 @@ ERROR_REASON_NO_OPEN_GATE: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: the step is no gate that waits for a decision."""
 ERROR_REASON_ALREADY_DECIDED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION: the same person has decided otherwise at this gate."""
+ERROR_REASON_UNKNOWN_RESOURCE: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION: the resource that the schedule names does not exist."""
+ERROR_REASON_RUN_UNDER_WAY: ErrorReason.ValueType  # 34
+"""FAILED_PRECONDITION: a run that the schedule started has not ended."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -216,6 +216,7 @@ class ListRunsRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     PARENT_RUN_FIELD_NUMBER: _builtins.int
     CALLER_RUN_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant. Empty means "default"."""
     page_size: _builtins.int
@@ -234,6 +235,8 @@ class ListRunsRequest(_message.Message):
     """Only runs that retry this one."""
     caller_run: _builtins.str
     """Only runs that steps of this one started."""
+    schedule: _builtins.str
+    """Only runs that this schedule started. Empty: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Only runs in one of these states. Empty: all."""
@@ -266,10 +269,11 @@ class ListRunsRequest(_message.Message):
         view: _run_pb2.RunView.ValueType = ...,
         parent_run: _builtins.str = ...,
         caller_run: _builtins.str = ...,
+        schedule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time_before", b"create_time_before", "create_time_from", b"create_time_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_run", b"caller_run", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "definition", b"definition", "labels", b"labels", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "parent_run", b"parent_run", "pipeline", b"pipeline", "resource", b"resource", "states", b"states", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_run", b"caller_run", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "definition", b"definition", "labels", b"labels", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "parent_run", b"parent_run", "pipeline", b"pipeline", "resource", b"resource", "schedule", b"schedule", "states", b"states", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,8 @@ from conveyor.v1 import (
     resource_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
     server_service_pb2,
     server_service_pb2_grpc,
 )
@@ -61,6 +63,7 @@ class FakeServer(
     resource_definition_service_pb2_grpc.ResourceDefinitionServiceServicer,
     pipeline_service_pb2_grpc.PipelineServiceServicer,
     resource_service_pb2_grpc.ResourceServiceServicer,
+    schedule_service_pb2_grpc.ScheduleServiceServicer,
     run_service_pb2_grpc.RunServiceServicer,
     log_service_pb2_grpc.LogServiceServicer,
     driver_service_pb2_grpc.DriverServiceServicer,
@@ -180,6 +183,27 @@ class FakeServer(
         self._take(request, context)
         found = self._deleted("resource", (request.definition, request.name), context)
         return resource_service_pb2.DeleteResourceResponse(resource=found)
+
+    # Schedules.
+
+    def ApplySchedule(self, request: Any, context: Any) -> Any:  # noqa: N802
+        it = request.schedule
+        self._take(request, context, it.name)
+        new, outcome = self._apply("schedule", (it.name,), it, not request.validate_only)
+        return schedule_service_pb2.ApplyScheduleResponse(schedule=new, outcome=outcome)
+
+    def GetSchedule(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._take(request, context)
+        return schedule_service_pb2.GetScheduleResponse(schedule=self._one("schedule", (request.name,), context))
+
+    def ListSchedules(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._take(request, context)
+        return schedule_service_pb2.ListSchedulesResponse(schedules=self._listed("schedule"))
+
+    def DeleteSchedule(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._take(request, context)
+        found = self._deleted("schedule", (request.name,), context)
+        return schedule_service_pb2.DeleteScheduleResponse(schedule=found)
 
     # Runs.
 
@@ -327,6 +351,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
         resource_definition_service_pb2_grpc,
         pipeline_service_pb2_grpc,
         resource_service_pb2_grpc,
+        schedule_service_pb2_grpc,
         run_service_pb2_grpc,
         log_service_pb2_grpc,
         driver_service_pb2_grpc,

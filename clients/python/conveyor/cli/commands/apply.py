@@ -26,9 +26,9 @@ from conveyor.v1.apply_pb2 import ApplyOutcome
 def apply(names: tuple[str, ...], more: tuple[str, ...], dry_run: bool, prune: bool, labels: tuple[str, ...]) -> None:
     """Create or change what files describe.
 
-    All files are checked before the first object is sent. Definitions come first, then pipelines, then resources. An
-    object that the server refuses is told; the others are applied all the same. --prune then deletes what earlier
-    versions of the files held, unless something was refused.
+    All files are checked before the first object is sent. Definitions come first, then pipelines, resources and
+    schedules. An object that the server refuses is told; the others are applied all the same. --prune then deletes
+    what earlier versions of the files held, unless something was refused.
     """
     wanted = selector(prune, labels)
     options = settings()

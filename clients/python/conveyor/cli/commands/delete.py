@@ -4,8 +4,8 @@ import click
 
 from conveyor.cli import batch
 from conveyor.cli.commands.files import RECURSIVE, read
-from conveyor.cli.complete import complete_pipeline, complete_ref, complete_run
-from conveyor.cli.kinds import DRIVER, PIPELINE, RUN, kind_of
+from conveyor.cli.complete import complete_pipeline, complete_ref, complete_run, complete_schedule
+from conveyor.cli.kinds import DRIVER, PIPELINE, RUN, SCHEDULE, kind_of
 from conveyor.cli.objects import Clients, remove
 from conveyor.cli.options import command, settings
 from conveyor.cli.refs import Ref, parse_refs, ref
@@ -21,7 +21,7 @@ _IGNORE = click.option("--ignore-not-found", is_flag=True, help="What is not the
 @RECURSIVE
 @_IGNORE
 def delete(words: tuple[str, ...], names: tuple[str, ...], ignore_not_found: bool) -> None:
-    """Delete objects: by kind and names, or all that files describe, resources first."""
+    """Delete objects: by kind and names, or all that files describe, schedules and resources first."""
     if names and words and kind_of(words[0]) is not None:
         raise click.UsageError("give either KIND NAME… or -f FILE")
     if names:
@@ -47,6 +47,14 @@ def delete_run(run_ids: tuple[str, ...], ignore_not_found: bool) -> None:
 def delete_pipeline(names: tuple[str, ...], ignore_not_found: bool) -> None:
     """Delete pipelines; runs under way go on."""
     _delete([("", ref(PIPELINE, each)) for each in names], ignore_not_found)
+
+
+@command("delete")
+@click.argument("names", metavar="SCHEDULE…", nargs=-1, required=True, shell_complete=complete_schedule)
+@_IGNORE
+def delete_schedule(names: tuple[str, ...], ignore_not_found: bool) -> None:
+    """Delete schedules; runs that they started go on."""
+    _delete([("", ref(SCHEDULE, each)) for each in names], ignore_not_found)
 
 
 @command("delete")

@@ -9,11 +9,11 @@ import click
 from google.protobuf.message import Message
 
 from conveyor.cli import tables
-from conveyor.cli.complete import complete_kind, complete_pipeline, complete_ref, complete_run
+from conveyor.cli.complete import complete_kind, complete_pipeline, complete_ref, complete_run, complete_schedule
 from conveyor.cli.decode import enum_value
 from conveyor.cli.describe import Related, describe
 from conveyor.cli.durations import parse_time
-from conveyor.cli.kinds import DEFINITION, DRIVER, PIPELINE, RESOURCE, RUN, Kind
+from conveyor.cli.kinds import DEFINITION, DRIVER, PIPELINE, RESOURCE, RUN, SCHEDULE, Kind
 from conveyor.cli.objects import fetch
 from conveyor.cli.options import command, pairs, settings
 from conveyor.cli.output import Row, print_object, print_objects
@@ -27,6 +27,7 @@ _TABLES: dict[str, tuple[Row, Callable[[Message, datetime], Row]]] = {
     DEFINITION.name: (tables.DEFINITIONS, tables.definition_row),
     PIPELINE.name: (tables.PIPELINES, tables.pipeline_row),
     RESOURCE.name: (tables.RESOURCES, tables.resource_row),
+    SCHEDULE.name: (tables.SCHEDULES, tables.schedule_row),
     RUN.name: (tables.RUNS, tables.run_row),
     DRIVER.name: (tables.DRIVERS, tables.driver_row),
 }
@@ -44,6 +45,7 @@ class Filters:
     since: str = ""
     parent: str = ""
     caller: str = ""
+    schedule: str = ""
     limit: int = 0
 
 
@@ -51,7 +53,8 @@ _FITTING = {
     DEFINITION.name: {"labels"},
     PIPELINE.name: {"labels"},
     RESOURCE.name: {"labels", "definition"},
-    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller"},
+    SCHEDULE.name: {"labels"},
+    RUN.name: {"labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller", "schedule"},
     DRIVER.name: set[str](),
 }
 _OPTIONS = {"labels": "-l", "states": "--state"}
@@ -70,8 +73,8 @@ _CHILDREN = 100
 def get(words: tuple[str, ...], generation: int | None, history: bool) -> None:
     """Show one object.
 
-    KIND is definition, pipeline, resource, run or driver. A resource is named DEFINITION/NAME. KIND/NAME in one word
-    is fine too.
+    KIND is definition, pipeline, resource, schedule, run or driver. A resource is named DEFINITION/NAME. KIND/NAME
+    in one word is fine too.
     """
     refs = parse_refs(words)
     if len(refs) != 1:
@@ -100,6 +103,14 @@ def get_pipeline(name: str, generation: int | None) -> None:
 
 
 @command("get")
+@click.argument("name", metavar="SCHEDULE", shell_complete=complete_schedule)
+@click.option("--generation", type=click.IntRange(min=1), default=None, help="An earlier generation of it.")
+def get_schedule(name: str, generation: int | None) -> None:
+    """Show a schedule with what came of it."""
+    _get(ref(SCHEDULE, name), generation or 0)
+
+
+@command("get")
 @click.argument("name", metavar="DRIVER", shell_complete=complete_ref)
 def get_driver(name: str) -> None:
     """Show a driver with its workers."""
@@ -111,6 +122,13 @@ _PARENT = click.option(
 )
 _CALLER = click.option(
     "--caller", metavar="RUN", default="", shell_complete=complete_run, help="Only runs that steps of this one started."
+)
+_SCHEDULE = click.option(
+    "--schedule",
+    metavar="NAME",
+    default="",
+    shell_complete=complete_schedule,
+    help="Only runs that this schedule started.",
 )
 
 
@@ -124,9 +142,10 @@ _CALLER = click.option(
 @click.option("--since", metavar="TIME", default="", help='Only runs created since then: "2h", or a time.')
 @_PARENT
 @_CALLER
+@_SCHEDULE
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_(kind: str, limit: int | None, **filters: object) -> None:
-    """List the objects of a kind: definitions, pipelines, resources, runs or drivers."""
+    """List the objects of a kind: definitions, pipelines, resources, schedules, runs or drivers."""
     _list(parse_kind(kind), Filters(limit=limit or 0, **filters))  # type: ignore[arg-type]
 
 
@@ -139,6 +158,7 @@ def list_(kind: str, limit: int | None, **filters: object) -> None:
 @click.option("--since", metavar="TIME", default="", help='Only those created since then: "2h", or a time.')
 @_PARENT
 @_CALLER
+@_SCHEDULE
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 def list_runs(limit: int | None, **filters: object) -> None:
     """List runs, newest first."""
@@ -151,6 +171,14 @@ def list_runs(limit: int | None, **filters: object) -> None:
 def list_pipelines(labels: tuple[str, ...], limit: int | None) -> None:
     """List pipelines."""
     _list(PIPELINE, Filters(labels, limit=limit or 0))
+
+
+@command("list")
+@click.option("-l", "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only those with this label.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
+def list_schedules(labels: tuple[str, ...], limit: int | None) -> None:
+    """List schedules."""
+    _list(SCHEDULE, Filters(labels, limit=limit or 0))
 
 
 @command("list")
@@ -185,7 +213,7 @@ def _history(which: Ref) -> None:
 
 
 def _list(kind: Kind, filters: Filters) -> None:
-    for name in ("labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller"):
+    for name in ("labels", "definition", "pipeline", "resource", "states", "since", "parent", "caller", "schedule"):
         if getattr(filters, name) and name not in _FITTING[kind.name]:
             raise click.UsageError(f"{_OPTIONS.get(name, f'--{name}')} does not fit {kind.word}s")
     options = settings()
@@ -202,6 +230,8 @@ def _listing(client: Client, kind: Kind, filters: Filters) -> AsyncIterator[Mess
         return client.pipelines.list(labels=labels, page_size=page)
     if kind is RESOURCE:
         return client.resources.list(filters.definition, labels=labels, page_size=page)
+    if kind is SCHEDULE:
+        return client.schedules.list(labels=labels, page_size=page)
     if kind is DRIVER:
         return client.drivers.list(page_size=page)
     definition, resource = run_resource(filters.resource, filters.definition)
@@ -214,6 +244,7 @@ def _listing(client: Client, kind: Kind, filters: Filters) -> AsyncIterator[Mess
         created_from=_since(filters.since),
         parent_run=parse_run(filters.parent) if filters.parent else "",
         caller_run=parse_run(filters.caller) if filters.caller else "",
+        schedule=filters.schedule,
         page_size=page,
     )
 

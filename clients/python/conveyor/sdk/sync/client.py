@@ -10,7 +10,7 @@ from conveyor.sdk.config import Tls
 from conveyor.sdk.sync.connection import Connection
 from conveyor.sdk.sync.drivers import Drivers
 from conveyor.sdk.sync.logs import Logs
-from conveyor.sdk.sync.objects import Definitions, Pipelines, Resources
+from conveyor.sdk.sync.objects import Definitions, Pipelines, Resources, Schedules
 from conveyor.sdk.sync.runs import Runs
 from conveyor.v1.server_pb2 import ServerInfo
 from conveyor.v1.server_service_pb2 import GetServerInfoRequest
@@ -47,6 +47,7 @@ class SyncClient:
         self.definitions = Definitions(self._connection, self.namespace)
         self.pipelines = Pipelines(self._connection, self.namespace)
         self.resources = Resources(self._connection, self.namespace)
+        self.schedules = Schedules(self._connection, self.namespace)
         self.runs = Runs(self._connection, self.namespace)
         self.logs = Logs(self._connection, self.namespace)
         self.drivers = Drivers(self._connection, self.namespace)

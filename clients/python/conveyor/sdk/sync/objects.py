@@ -1,5 +1,5 @@
 # Derived from conveyor/sdk/objects.py by `make gen`; change that.
-"""Definitions, pipelines and resources: what users create, change and delete."""
+"""Definitions, pipelines, resources and schedules: what users create, change and delete."""
 
 from collections.abc import Generator, Mapping
 from types import ModuleType
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic
 from google.protobuf.message import Message
 
 from conveyor.sdk.answers import Applied, AppliedResource, ObjectT, Submitted
+from conveyor.sdk.errors import Aborted
 from conveyor.sdk.requests import new_request_id
 from conveyor.sdk.sync.connection import Connection
 from conveyor.v1 import (
@@ -17,15 +18,18 @@ from conveyor.v1 import (
     resource_definition_service_pb2_grpc,
     resource_service_pb2,
     resource_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
 )
 from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
+from conveyor.v1.schedule_pb2 import Schedule
 
 
 class _Objects(Generic[ObjectT]):
-    """What the three kinds have in common; the generated names follow one pattern, so that one code serves them."""
+    """What the kinds have in common; the generated names follow one pattern, so that one code serves them."""
 
     _kind: ClassVar[str]
     _field: ClassVar[str]
@@ -107,6 +111,47 @@ class Pipelines(_NamedObjects[Pipeline]):
     _field = "pipeline"
     _messages: ClassVar[ModuleType] = pipeline_service_pb2
     _stub = pipeline_service_pb2_grpc.PipelineServiceStub
+
+
+class Schedules(_NamedObjects[Schedule]):
+    """The Schedules of a namespace."""
+
+    _kind = "Schedule"
+    _field = "schedule"
+    _messages: ClassVar[ModuleType] = schedule_service_pb2
+    _stub = schedule_service_pb2_grpc.ScheduleServiceStub
+
+    def pause(self, name: str) -> Schedule:
+        """Have it start nothing until it is resumed. NotFound when there is none."""
+        return self._set_paused(name, True)
+
+    def resume(self, name: str) -> Schedule:
+        """Have it start runs again, from now on. NotFound when there is none."""
+        return self._set_paused(name, False)
+
+    def _set_paused(self, name: str, paused: bool) -> Schedule:
+        tries = 5
+        while True:
+            schedule = self.get(name)
+            if schedule.paused == paused:
+                return schedule
+            schedule.paused = paused
+            try:
+                return self.update(schedule)
+            except Aborted:
+                # Somebody has changed something else of it in between.
+                tries -= 1
+                if not tries:
+                    raise
+
+    def trigger(self, name: str, *, request_id: str = "") -> Run:
+        """Start a run at once, also while it is paused.
+
+        NotFound when there is none; FailedPrecondition when a run of it has not ended and it says not to start another.
+        `request_id` defaults to a new UUID; give the same one again to repeat a call whose answer was lost.
+        """
+        run: Run = self._call("Trigger", name=name, request_id=request_id or new_request_id()).run
+        return run
 
 
 class Resources(_Objects[Resource]):

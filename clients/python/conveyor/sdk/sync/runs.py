@@ -90,12 +90,13 @@ class Runs:
         created_before: datetime | None = None,
         parent_run: str = "",
         caller_run: str = "",
+        schedule: str = "",
         view: RunView.ValueType = RunView.RUN_VIEW_BASIC,
         page_size: int = 0,
     ) -> Generator[Run, None, None]:
         """All that match, newest first, page after page.
 
-        `resource` needs `definition`; `parent_run` was retried; steps of `caller_run` started them.
+        `resource` needs `definition`; `parent_run` was retried; steps of `caller_run`, or `schedule`, started them.
         """
         request = ListRunsRequest(
             namespace=self._namespace,
@@ -106,6 +107,7 @@ class Runs:
             labels=labels or {},
             parent_run=parent_run,
             caller_run=caller_run,
+            schedule=schedule,
             view=view,
             page_size=page_size,
         )
