@@ -74,6 +74,13 @@ def enum_prefix(descriptor: EnumDescriptor) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", descriptor.name).upper() + "_"
 
 
+@cache
+def _alternatives(field: FieldDescriptor) -> tuple[int, ...]:
+    """The numbers of the other fields of which a message has only one."""
+    oneof = field.containing_oneof
+    return tuple(each.number for each in oneof.fields if each.number != field.number) if oneof is not None else ()
+
+
 class _Enough(Exception):
     """There are more mistakes than anybody reads."""
 
@@ -98,6 +105,8 @@ class _Decoder:
                 self._fault(node.line_of(key), where, f"unknown field{_suggestion(descriptor, key)}")
             elif field.number in seen:
                 self._fault(node.line_of(key), where, f"stands twice, as {seen[field.number]} too")
+            elif other := next((seen[each] for each in _alternatives(field) if each in seen), ""):
+                self._fault(node.line_of(key), where, f"does not go together with {other}: give one of them")
             elif field.name not in ignored and value.value is not None:
                 seen[field.number] = key
                 self._field(value, message, field, where)

@@ -221,6 +221,11 @@ def test_words_that_json_has_not(word: str, name: str) -> None:
         ),
         ("failurePolicy: CONTINUE\nfailure_policy: CONTINUE", "failure_policy: stands twice, as failurePolicy too"),
         ("apiVersion: v2", "apiVersion: must be conveyor/v1"),
+        ("steps: [{runs: deploy}]", "steps[0].runs: must be a mapping, not the text 'deploy'"),
+        (
+            "steps: [{driver: x, runs: {pipeline: y}}]",
+            "steps[0].runs: does not go together with driver: give one of them",
+        ),
     ],
 )
 def test_mistakes_are_told_with_line_and_path(lines: str, told: str) -> None:
