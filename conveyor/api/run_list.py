@@ -83,11 +83,17 @@ async def _index(runs: Runs, request: run_service_pb2.ListRunsRequest, namespace
         return keys.index_schedule(namespace, request.schedule)
     if request.resource:
         return keys.index_resource(namespace, request.definition, request.resource)
-    if elder := request.parent_run or request.caller_run:
-        found = (await runs.heads(namespace, [elder]))[0]
-        if found is not None:
-            # Those that retry it, or that its steps started, are of the same resource.
-            return keys.index_resource(namespace, found[0].definition, found[0].resource)
+    if request.caller_run:
+        caller = (await runs.heads(namespace, [request.caller_run]))[0]
+        within = keys.index_within(namespace, (caller[0].root_run if caller is not None else "") or request.caller_run)
+        # One that is deleted may have been within another, which nobody knows any more.
+        if caller is not None or (await runs.page(within, "", 1))[0]:
+            return within
+    if request.parent_run:
+        parent = (await runs.heads(namespace, [request.parent_run]))[0]
+        if parent is not None:
+            # Those that retry it are of the same resource.
+            return keys.index_resource(namespace, parent[0].definition, parent[0].resource)
     if request.pipeline:
         return keys.index_pipeline(namespace, request.pipeline)
     return keys.index_runs(namespace)

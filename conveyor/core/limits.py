@@ -82,6 +82,9 @@ LOG_LINE_BYTES = 256 << 10
 RUN_DEPTH = 8
 """How many runs a run may be within."""
 
+RUN_DESCENDANTS = 2000
+"""Runs that are stored within one, at any depth, when another one is to be made that is not right within it."""
+
 ATTEMPTS = 100
 """What a retry policy may allow."""
 

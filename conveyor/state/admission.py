@@ -122,7 +122,7 @@ class Admission:
         Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
         the parameters do not fit, errors.Unfit when it would be within too many runs, or wait for one of them.
         """
-        caller.check_depth(pipeline)
+        caller.check_size(pipeline)
         chosen = await self._pipeline(resource, pipeline, guards, fresh=fresh)
         values, violations = resolve(chosen.params, [("params", params)])
         if violations:
@@ -139,6 +139,11 @@ class Admission:
             waits=lane is not None and bool(lane.entries),
             caller=caller,
         )
+        try:
+            caller.check_lock(prepared.state.head.lock)
+        except errors.Unfit:
+            self._launcher.abandoned(prepared)
+            raise
         return _admit(prepared, guards, lane, chosen)
 
     async def retry(

@@ -17,12 +17,15 @@ class Withdrawn(Exception):
 class Caller:
     """The step that a run is made for, and the id that the run is to have.
 
-    `within` are the runs that the new one is in, the nearest first.
+    `within` are the runs that the new one is in, the nearest first; `claims` those on locks that they and their steps
+    on the way have; `descendants` is how many runs are stored within the outermost one.
     """
 
     child: str
     step: str
     within: Sequence[storage_pb2.RunHead]
+    claims: Sequence[storage_pb2.LockClaim] = ()
+    descendants: int = 0
 
     @property
     def run(self) -> str:
@@ -34,11 +37,20 @@ class Caller:
         """How many runs the new one is within."""
         return self.within[0].depth + 1
 
-    def check_depth(self, pipeline: str) -> None:
-        """Raises errors.Unfit when the run would be within too many others."""
+    @property
+    def root(self) -> str:
+        """The outermost run."""
+        return self.within[0].root_run or self.run
+
+    def check_size(self, pipeline: str) -> None:
+        """Raises errors.Unfit when the run would be within too many others, or one of too many within one."""
         if self.depth > limits.RUN_DEPTH:
             way = " > ".join([*(head.pipeline for head in reversed(self.within)), pipeline])
             raise errors.Unfit(f"it would be within {self.depth} other runs; at most {limits.RUN_DEPTH}: {way}")
+
+        # Those right within a run are as many as its steps have attempts.
+        if self.depth > 1 and self.descendants >= limits.RUN_DESCENDANTS:
+            raise errors.Unfit(f"there are {self.descendants} runs within run {self.root} already")
 
     def check_lane(self, runs: Sequence[str]) -> None:
         """Raises errors.Unfit when the run would wait for one that waits for it, or replace it."""
@@ -47,4 +59,12 @@ class Caller:
             raise errors.Unfit(
                 f"runs of {found.definition} {found.resource} on pipeline {found.pipeline} go one after the other, and "
                 f"run {found.id}, which this one would be within, is such a run: each would wait for the other"
+            )
+
+    def check_lock(self, lock: storage_pb2.LockClaim) -> None:
+        """Raises errors.Unfit when the run would wait for a lock that is held until it has ended."""
+        held = [claim for claim in self.claims if lock.key and claim.key == lock.key]
+        if held and len(held) >= min(claim.limit for claim in (*held, lock)):
+            raise errors.Unfit(
+                f"it would wait for lock {lock.key}, which is held by a run or step that waits for it in its turn"
             )

@@ -84,6 +84,11 @@ def index_resource(namespace: str, definition: str, name: str) -> str:
     return f"{ROOT}index/{namespace}/resource/{definition}/{name}/"
 
 
+def index_within(namespace: str, root: str) -> str:
+    """Prefix of the inverted ids of the runs within a run that itself is within none."""
+    return f"{ROOT}index/{namespace}/within/{root}/"
+
+
 def lane(namespace: str, pipeline: str, definition_name: str, name: str) -> str:
     """Key of the runs that a resource has on a pipeline one after the other."""
     return f"{ROOT}lanes/{namespace}/{pipeline}/{definition_name}/{name}"

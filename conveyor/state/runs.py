@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import structlog
@@ -138,6 +138,7 @@ class Runs:
         )
         if caller is not None:
             head.caller_run, head.caller_step, head.depth = caller.run, caller.step, caller.depth
+            head.root_run = caller.root
         spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
         program = self._program(pipeline)
         inputs = RunInputs(program, spec) if program.plan.judged else None
@@ -165,6 +166,8 @@ class Runs:
             puts.append(Put(keys.index_pipeline(namespace, head.pipeline) + inverted, b""))
         if head.schedule:
             puts.append(Put(keys.index_schedule(namespace, head.schedule) + inverted, b""))
+        if head.root_run:
+            puts.append(Put(keys.index_within(namespace, head.root_run) + inverted, b""))
         return NewRun(run.moved(decision.state, 0), puts, [Guard(keys.head(namespace, run_id), 0)])
 
     async def commit(self, run: StoredRun, decision: Decision, lane: Change | None = None) -> StoredRun:
@@ -259,15 +262,21 @@ class Runs:
         kv = await self._store.get(keys.step(namespace, run_id, step))
         return (None, 0) if kv is None else (storage_pb2.StepRecord.FromString(kv.value), kv.mod_revision)
 
-    async def within(self, head: storage_pb2.RunHead) -> list[storage_pb2.RunHead]:
-        """The run and those that it is within, as far as they are still there; the nearest first."""
-        found = [head]
-        while found[-1].caller_run and len(found) <= limits.RUN_DEPTH:
-            above = (await self.heads(head.namespace, [found[-1].caller_run]))[0]
-            if above is None:
+    async def caller(self, head: storage_pb2.RunHead, record: storage_pb2.StepRecord, child: str) -> Caller:
+        """What there is to know of the step that a run is made for."""
+        within, claims, namespace = [head], [head.lock, record.lock], head.namespace
+        while (inner := within[-1]).caller_run and len(within) <= limits.RUN_DEPTH:
+            above = (await self.heads(namespace, [inner.caller_run]))[0]
+            step, _ = await self.step(namespace, inner.caller_run, inner.caller_step)
+            if above is None or step is None:
                 break
-            found.append(above[0])
-        return found
+            within.append(above[0])
+            claims += [above[0].lock, step.lock]
+        found = Caller(child, record.step, within, claims)
+        if found.depth == 1:
+            return found
+        stored, _ = await self.page(keys.index_within(namespace, found.root), "", limits.RUN_DESCENDANTS)
+        return replace(found, descendants=len(stored))
 
     async def is_awaited(self, head: storage_pb2.RunHead) -> bool:
         """Whether the step that the run was made for waits for it, or has not yet taken its result."""
@@ -335,6 +344,8 @@ class Runs:
             rest.append(keys.index_pipeline(namespace, head.pipeline) + inverted)
         if head.schedule:
             rest.append(keys.index_schedule(namespace, head.schedule) + inverted)
+        if head.root_run:
+            rest.append(keys.index_within(namespace, head.root_run) + inverted)
         guard = [Guard(keys.head(namespace, run_id), run.revision)]
         # Steps first and the head last: a crash in between leaves a run that can be deleted again.
         for start in range(0, len(steps), _DELETES_AT_ONCE):

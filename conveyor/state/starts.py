@@ -12,7 +12,7 @@ from conveyor.core.calls import awaits
 from conveyor.core.inherit import inheritable
 from conveyor.state import keys, views
 from conveyor.state.admission import Admission, Admitted, merged_labels
-from conveyor.state.callers import Caller, Withdrawn
+from conveyor.state.callers import Withdrawn
 from conveyor.state.commits import Committer, Draft
 from conveyor.state.kinds import RESOURCE
 from conveyor.state.lookup import Lookup, missing
@@ -102,14 +102,13 @@ class Starts:
         then, errors.AlreadyExists when the run is there, what `Admission.call` and `Committer.run` raise.
         """
         head, step = run.head, run.state.plan.steps[index]
-        within = await self._runs.within(head)
 
         async def draft(fresh: bool, _: Slip | None) -> Draft[run_pb2.Run]:
             record, revision = await self._runs.step(head.namespace, head.id, step.id)
             if record is None or record.cancel_sent or not awaits(record, child):
                 raise Withdrawn
             admitted = await self._admission.call(
-                Caller(child, step.id, within),
+                await self._runs.caller(head, record, child),
                 run.spec.resource,
                 step.calls,
                 head.labels,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from google.protobuf.struct_pb2 import Value
 
-from conveyor.sdk import Job, to_struct
-from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Param, ParamType
+from conveyor.sdk import FailedPrecondition, Job, NotFound, to_struct
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Lock, Param, ParamType
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from tests.support.behaviour import Hold, big, echo, fail, ok
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
@@ -273,3 +273,64 @@ async def test_an_instance_that_fails_cancels_the_runs_of_others(belt: Belt) -> 
         "CANCELLED",
         f"step rollout[0] of run {run.id} was stopped: another instance failed",
     )
+
+
+@on_both_stores
+@pytest.mark.parametrize("of", ["run", "step"])
+async def test_a_run_that_would_wait_for_a_lock_of_its_own_is_refused(belt: Belt, of: str) -> None:
+    lock = Lock(key="prod")
+    belt.drive("put", ok)
+    await belt.pipeline(step("put"), name="inner", lock=lock)
+    await belt.pipeline(call("inner", "inner"), name="middle")
+    if of == "run":
+        await belt.pipeline(call("middle", "middle"), lock=lock)
+    else:
+        await belt.pipeline(call("middle", "middle", lock=lock))
+    ended = await belt.ended(await belt.start())
+    middle = await belt.client.runs.get(ended.steps[0].child_run)
+    assert step_reason(middle.steps[0]) == "CHILD_RUN_REFUSED"
+    assert middle.steps[0].message.startswith("its run was refused: it would wait for lock prod, which is held")
+    wider = Lock(key="prod", limit=2)
+    await belt.pipeline(step("put"), name="inner", lock=wider)
+    await belt.pipeline(call("middle", "middle", lock=wider))
+    assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
+
+
+@on_both_stores
+async def test_runs_are_listed_by_their_caller(belt: Belt) -> None:
+    belt.drive("put", ok)
+    await belt.pipeline(step("put"), name="inner")
+    await belt.pipeline(call("one", "inner"), call("two", "inner"), name="middle")
+    await belt.pipeline(call("middle", "middle"))
+    outer = await belt.ended(await belt.start())
+    await belt.ended(await belt.start())
+    (middle,) = await children(belt, outer)
+    inner = await children(belt, middle)
+    assert [run.caller_step for run in inner] == ["two", "one"]
+    paged = [run.id async for run in belt.client.runs.list(caller_run=middle.id, page_size=1)]
+    assert paged == [run.id for run in inner]
+    await belt.client.runs.delete(middle.id)
+    assert await children(belt, outer) == []
+    assert [run.id for run in await children(belt, middle)] == paged
+    await belt.client.runs.delete(outer.id)
+    await belt.client.runs.delete(inner[0].id)
+    assert [run.id for run in await children(belt, middle)] == paged[1:]
+
+
+@on_both_stores
+async def test_a_run_within_that_runs_is_deleted_with_nobody_waiting_only(belt: Belt) -> None:
+    hold = Hold()
+    belt.drive("put", hold)
+    await belt.pipeline(step("put"), name="inner")
+    await belt.pipeline(call("inner", "inner"))
+    outer = await belt.start()
+    await hold.started.wait()
+    (child,) = await children(belt, outer)
+    with pytest.raises(FailedPrecondition, match="has not ended"):
+        await belt.client.runs.delete(child.id)
+    hold.released.set()
+    await belt.ended(outer)
+    await belt.client.runs.delete(child.id)
+    assert (await belt.client.runs.get(outer.id)).steps[0].child_run == child.id
+    with pytest.raises(NotFound):
+        await belt.client.runs.get(child.id)
