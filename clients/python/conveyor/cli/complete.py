@@ -1,14 +1,16 @@
 """Completes kinds and names in a shell. The server is asked, but only for a moment, and its absence is no matter."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import click
 from click.shell_completion import CompletionItem
 from google.protobuf.message import Message
 
+from conveyor.cli.gates import open_gates
 from conveyor.cli.kinds import DEFINITION, DRIVER, KINDS, PIPELINE, RESOURCE, RUN, SCHEDULE, Kind, kind_of
 from conveyor.cli.options import Settings
+from conveyor.cli.refs import parse_run
 from conveyor.cli.session import new_client
 from conveyor.sdk import Client
 from conveyor.sdk.errors import ConveyorError
@@ -37,6 +39,12 @@ def complete_run(context: click.Context, parameter: click.Parameter, incomplete:
     return _names(context, RUN, incomplete)
 
 
+def complete_gate(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Gates that wait, of the run that was named before."""
+    word = str(context.params.get("run_id") or "")
+    return [CompletionItem(name) for name in _asked(context, _gates(word)) if name.startswith(incomplete)]
+
+
 def complete_resource(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Resources as DEFINITION/NAME."""
     return _names(context, RESOURCE, incomplete)
@@ -53,24 +61,41 @@ def complete_schedule(context: click.Context, parameter: click.Parameter, incomp
 
 
 def _names(context: click.Context, kind: Kind, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in _asked(context, _listed(kind, incomplete))]
+
+
+def _asked(context: click.Context, ask: Callable[[Client], Awaitable[list[str]]]) -> list[str]:
     settings = context.ensure_object(Settings)
+
+    async def asking() -> list[str]:
+        async with asyncio.timeout(_PATIENCE), new_client(settings) as client:
+            return await ask(client)
+
     try:
-        found = asyncio.run(_ask(settings, kind, incomplete))
-    except (ConveyorError, TimeoutError, OSError):
+        return asyncio.run(asking())
+    except (ConveyorError, TimeoutError, OSError, click.UsageError):
         return []
-    return [CompletionItem(name) for name in found]
 
 
-async def _ask(settings: Settings, kind: Kind, incomplete: str) -> list[str]:
-    names: list[str] = []
-    async with asyncio.timeout(_PATIENCE), new_client(settings) as client:
+def _listed(kind: Kind, incomplete: str) -> Callable[[Client], Awaitable[list[str]]]:
+    async def ask(client: Client) -> list[str]:
+        names: list[str] = []
         async for message in _listing(client, kind):
             name = _name(message, kind)
             if name.startswith(incomplete):
                 names.append(name)
             if len(names) == _MAX:
                 break
-    return names
+        return names
+
+    return ask
+
+
+def _gates(word: str) -> Callable[[Client], Awaitable[list[str]]]:
+    async def ask(client: Client) -> list[str]:
+        return [step.step for step in open_gates(await client.runs.get(parse_run(word)))]
+
+    return ask
 
 
 def _listing(client: Client, kind: Kind) -> AsyncIterator[Message]:

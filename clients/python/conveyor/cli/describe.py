@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from conveyor.cli.drawing.notes import doing, lock_note
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
+from conveyor.cli.gates import decisions, open_block
 from conveyor.cli.instances import in_order
 from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
@@ -81,11 +82,12 @@ def describe_run(run: Run, at: datetime, related: Related) -> str:
     head += _values("Params", encode(run).get("params"))
     if not run.steps:
         return head
-    steps = f"{head}\n\n{table(STEPS, [step_row(step, at) for step in in_order(run.steps)])}"
-    if not related.children:
-        return steps
-    rows = [(child.caller_step, *run_row(child, at)) for child in reversed(related.children)]
-    return f"{steps}\n\nRuns of its steps:\n{table(('STEP', *RUNS), rows)}"
+    parts = [head, table(STEPS, [step_row(step, at) for step in in_order(run.steps)])]
+    if related.children:
+        rows = [(child.caller_step, *run_row(child, at)) for child in reversed(related.children)]
+        parts.append(f"Runs of its steps:\n{table(('STEP', *RUNS), rows)}")
+    parts += [part for part in (decisions(run, at), "\n".join(open_block(run))) if part]
+    return "\n\n".join(parts)
 
 
 def _turn(run: Run) -> str:
@@ -166,10 +168,15 @@ def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
         doing(step),
         ", ".join(step.needs),
         rule or enum_name(step, "trigger_rule"),
-        show_duration(step.timeout.ToTimedelta().total_seconds()) if step.HasField("timeout") else "",
+        _timeout(step),
         str(step.retry.max_attempts if step.retry.HasField("max_attempts") else 3) if step.HasField("retry") else "",
         step.description,
     )
+
+
+def _timeout(step: Step) -> str:
+    own = step.gate if step.HasField("gate") else step
+    return show_duration(own.timeout.ToTimedelta().total_seconds()) if own.HasField("timeout") else ""
 
 
 def _resource(resource: Resource, at: datetime) -> str:

@@ -20,6 +20,8 @@ _RUN = Group(
         "watch": Entry("watch:watch", "Follow a run, or all runs, as they change"),
         "wait": Entry("watch:wait", "Wait until runs have ended"),
         "logs": Entry("logs:logs", "Print the log lines of a run"),
+        "approve": Entry("decide:approve", "Approve a gate that waits for a decision"),
+        "reject": Entry("decide:reject", "Reject a gate that waits for a decision"),
         "cancel": Entry("change:cancel", "Cancel runs"),
         "retry": Entry("change:retry", "Run again what did not succeed"),
         "delete": Entry("delete:delete_run", "Delete finished runs with their logs"),
@@ -120,6 +122,7 @@ _HINTS = {
     "OUTCOME_UNKNOWN": "it may have happened: look before you repeat",
     "RUN_UNDER_WAY": "`conveyor run cancel` ends it; `overlap: ALLOW` lets a schedule have several",
     "RUN_NOT_FINISHED": "`conveyor run cancel` ends it",
+    "NO_OPEN_GATE": "`conveyor run get` shows which gates wait",
     "UNAUTHENTICATED": "check the client certificate: --tls-cert and --tls-key",
     "DEADLINE_EXCEEDED": "it may have happened: look before you repeat",
 }

@@ -5,6 +5,7 @@ import sys
 
 from conveyor.cli.describe import summary
 from conveyor.cli.encode import enum_name
+from conveyor.cli.gates import open_block
 from conveyor.cli.instances import in_order
 from conveyor.cli.output import table
 from conveyor.cli.tables import STEPS, step_row
@@ -49,7 +50,8 @@ class LiveProgress:
         if self._timer is not None:
             self._timer.cancel()
         if self._run is not None:
-            self._paint(frame(self._run, len(self._run.steps), self._notes))
+            room = len(self._run.steps) + len(open_block(self._run))
+            self._paint(frame(self._run, room, self._notes))
             if self._run.HasField("end_time"):
                 print(summary(self._run), flush=True)
 
@@ -85,13 +87,15 @@ def frame(run: Run, room: int, notes: str = "") -> list[str]:
     head = cut(f"run {run.id}  {state}{tail}", columns())
     if use_colour(sys.stdout):
         head = head.replace(f"  {state}", f"  {coloured(state)}", 1)
-    shown = chosen(run, room)
+    gates = [cut(line, columns()) for line in open_block(run)[: max(room // 2, _MIN_STEPS)]]
+    shown = chosen(run, max(room - len(gates), _MIN_STEPS))
     lines = [head]
     if shown:
         lines += table(STEPS, [step_row(step, at) for step in shown]).splitlines()
     hidden = len(run.steps) - len(shown)
     if hidden:
         lines.append(f"… and {hidden} more steps")
+    lines += gates
     if notes:
         lines.append(notes)
     return lines

@@ -8,12 +8,13 @@ from typing import Protocol
 
 from conveyor.cli.describe import summary
 from conveyor.cli.encode import encode, encode_object, enum_name
+from conveyor.cli.gates import commands, is_open
 from conveyor.cli.instances import label
 from conveyor.cli.live import LiveProgress
 from conveyor.cli.options import Settings
 from conveyor.cli.output import coloured_cell, print_line
 from conveyor.cli.tables import attempt, step_message
-from conveyor.cli.terminal import is_terminal, one_line, use_colour
+from conveyor.cli.terminal import is_terminal, note, one_line, use_colour
 from conveyor.cli.times import now, offset, time_of
 from conveyor.sdk import RunUpdate
 from conveyor.v1.run_pb2 import Run, StepRun, StepState
@@ -40,7 +41,7 @@ def progress(settings: Settings, *, many: bool = False) -> Iterator[Progress]:
     elif is_terminal(sys.stdout) and not many:
         show = LiveProgress()
     else:
-        show = LineProgress(many=many)
+        show = LineProgress(many=many, quiet=settings.quiet)
     try:
         yield show
     finally:
@@ -69,8 +70,9 @@ class JsonProgress:
 class LineProgress:
     """A line per change: the time since the run's creation, the step, its state, what there is to say."""
 
-    def __init__(self, *, many: bool = False) -> None:
+    def __init__(self, *, many: bool = False, quiet: bool = False) -> None:
         self._many = many
+        self._quiet = quiet
         self._seen: dict[tuple[str, str], tuple[object, ...]] = {}
         self._last: Run | None = None
         self._width = 0
@@ -113,11 +115,13 @@ class LineProgress:
             self._print(run, _updated_at(run), "(run)", enum_name(run, "state"), said)
 
     def _step(self, run: Run, step: StepRun, at: datetime) -> None:
-        if self._is_new(run.id, step.step, (step.state, step.reason, step.attempt, step.message)):
+        if self._is_new(run.id, step.step, (step.state, step.reason, step.attempt, step.message, len(step.decisions))):
             said = step_message(step, now(), otherwise=enum_name(step, "reason"))
             if step.attempt > 1:
                 said = f"attempt {attempt(step)} {said}"
             self._print(run, at, one_line(label(step)), enum_name(step, "state"), said)
+            if is_open(step) and not step.decisions and not self._quiet:
+                note(f"gate {step.step} waits for a decision: `{commands(run, step)[0]}`")
 
     def _is_new(self, run_id: str, step: str, what: tuple[object, ...]) -> bool:
         if self._seen.get((run_id, step)) == what:

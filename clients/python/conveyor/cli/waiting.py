@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from conveyor.cli.durations import show_age, show_duration
+from conveyor.cli.gates import approvers, is_open, missing_words
 from conveyor.cli.times import time_of
 from conveyor.v1.run_pb2 import LockHolder, LockWait, StepReason, StepRun, StepState
 
@@ -23,8 +24,12 @@ def waiting(step: StepRun, now: datetime) -> str:
         return f"told to stop, {_until('given up', step, now)}"
     if step.state != StepState.STEP_STATE_QUEUED:
         return ""
-    wants = [lock_wait(step.wait.lock)] if step.wait.HasField("lock") else _row(step, now)
-    parts = [_since(step, now), *wants, _until("given up", step, now)]
+    if is_open(step):
+        parts = [_since(step, now), approvers(step), missing_words(step.wait.approvals, step)]
+        parts.append(_until("decided by default", step, now))
+    else:
+        wants = [lock_wait(step.wait.lock)] if step.wait.HasField("lock") else _row(step, now)
+        parts = [_since(step, now), *wants, _until("given up", step, now)]
     return ", ".join(part for part in parts if part)
 
 

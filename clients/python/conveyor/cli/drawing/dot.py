@@ -45,7 +45,8 @@ def _node(step: Step) -> str:
     lines = [step.id, doing(step), *notes(step)]
     label = "\\n".join(_escaped(line) for line in lines if line)
     style = ', style="rounded,dashed"' if step.allow_failure else ""
-    return f'{_quoted(step.id)} [label="{label}"{style}]'
+    shape = ", shape=hexagon" if step.HasField("gate") else ""
+    return f'{_quoted(step.id)} [label="{label}"{shape}{style}]'
 
 
 def _quoted(text: str) -> str:

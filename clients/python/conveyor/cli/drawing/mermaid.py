@@ -43,4 +43,6 @@ def _body(plan: Plan) -> Iterator[str]:
 
 def _node(nodes: dict[str, str], step: Step) -> str:
     lines = [step.id, doing(step), *notes(step)]
-    return f'{nodes[step.id]}["{"<br/>".join(line.translate(_ENTITIES) for line in lines if line)}"]'
+    label = "<br/>".join(line.translate(_ENTITIES) for line in lines if line)
+    left, right = ("{{", "}}") if step.HasField("gate") else ("[", "]")
+    return f'{nodes[step.id]}{left}"{label}"{right}'

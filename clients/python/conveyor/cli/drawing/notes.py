@@ -1,11 +1,13 @@
 """What a drawing says of a step besides its name and needs."""
 
+from collections.abc import Iterator
+
 from google.protobuf.struct_pb2 import Value
 
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import enum_name
 from conveyor.cli.terminal import one_line
-from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Lock, Matrix, Step
+from conveyor.v1.pipeline_pb2 import Gate, LabelOperator, LabelRequirement, LabelSelector, Lock, Matrix, Step
 
 _ATTEMPTS = 3
 
@@ -38,6 +40,8 @@ def notes(step: Step) -> list[str]:
         found.append("may fail")
     if step.HasField("retry"):
         found.append(f"{step.retry.max_attempts if step.retry.HasField('max_attempts') else _ATTEMPTS} attempts")
+    if step.HasField("gate"):
+        found += _gate(step.gate)
     if step.HasField("timeout"):
         found.append(f"timeout {show_duration(step.timeout.ToTimedelta().total_seconds())}")
     return found
@@ -63,6 +67,14 @@ def lock_note(lock: Lock) -> str:
     """A lock, and how many may hold it."""
     limit = lock.limit if lock.HasField("limit") else 1
     return f"lock {one_line(lock.key)}" + (f" ({limit} at a time)" if limit > 1 else "")
+
+
+def _gate(gate: Gate) -> Iterator[str]:
+    if gate.approvals > 1:
+        yield f"{gate.approvals} approvals"
+    if gate.HasField("timeout"):
+        default = enum_name(gate, "default_decision") or "REJECTED"
+        yield f"{default} after {show_duration(gate.timeout.ToTimedelta().total_seconds())}"
 
 
 def _matrix(matrix: Matrix) -> str:
