@@ -7,6 +7,7 @@ from typing import Any
 from conveyor.api import checks
 from conveyor.api.checks import DAY, SECOND, Check, Problems
 from conveyor.core import limits
+from conveyor.v1 import pipeline_pb2
 
 _NOT_AT_A_GATE = {
     "timeout": "a gate has no attempts; gate.timeout bounds its wait",
@@ -39,6 +40,19 @@ def action(problems: Problems, path: str, step: Any, key: str) -> None:
     for name, said in _MEANINGLESS.get(kind or "", {}).items():
         if step.HasField(name):
             problems.add(f"{parent}.{name}", said)
+
+
+def optional_gates(problems: Problems, path: str, pipeline: Any) -> None:
+    """Gates that a run does not wait for: something else has to go on meanwhile."""
+    if pipeline.order != pipeline_pb2.ORDER_GRAPH:
+        for i, step in enumerate(pipeline.steps):
+            if step.gate.optional:
+                said = "only with order GRAPH; in order LIST nothing goes on while people decide"
+                problems.add(f"{path}.steps[{i}].gate.optional", said)
+    for i, step in enumerate(pipeline.finally_steps):
+        if step.gate.optional:
+            said = "not as a finally step; finally_timeout or gate.timeout bounds its wait"
+            problems.add(f"{path}.finally[{i}].gate.optional", said)
 
 
 def _only_with(other: str) -> Check:

@@ -111,6 +111,7 @@ def _steps(problems: Problems, path: str, pipeline: Any, key: str) -> None:
         problems.too_large(path, f"has {count} steps, finally steps included; at most {limits.STEPS}")
         return
     parent = path.removesuffix(f".{key}")
+    actions.optional_gates(problems, parent, pipeline)
     for name, steps in ((key, pipeline.steps), ("finally", pipeline.finally_steps)):
         for i, step in enumerate(steps):
             _apply(_STEP, problems, f"{parent}.{name}[{i}]", step)

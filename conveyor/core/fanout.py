@@ -14,7 +14,7 @@ from conveyor.v1 import run_pb2
 
 _NAMED = 10
 _SUCCEEDED = run_pb2.STEP_STATE_SUCCEEDED
-_BY_CONDITION = frozenset({run_pb2.STEP_REASON_CONDITION_FALSE})
+_LEFT_OUT = frozenset({run_pb2.STEP_REASON_CONDITION_FALSE, run_pb2.STEP_REASON_NOT_DECIDED})
 
 
 def start(draft: Draft, index: int) -> None:
@@ -166,7 +166,7 @@ def _end_with_last(draft: Draft, index: int) -> None:
             draft.finish(index, state, _why(draft, index, state), _named(draft, found, state))
             return
     left_out = {draft.reasons[place] for place, end in zip(places, ends, strict=True) if end != _SUCCEEDED}
-    unfinished = left_out - _BY_CONDITION
+    unfinished = left_out - _LEFT_OUT
     if unfinished:
         # Some did not come to their turn, because of what happened to the run.
         state = run_pb2.STEP_STATE_CANCELLED if _SUCCEEDED in ends else run_pb2.STEP_STATE_SKIPPED
@@ -174,7 +174,7 @@ def _end_with_last(draft: Draft, index: int) -> None:
     elif _SUCCEEDED in ends:
         draft.finish(index, run_pb2.STEP_STATE_SUCCEEDED)
     else:
-        draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_CONDITION_FALSE)
+        draft.finish(index, run_pb2.STEP_STATE_SKIPPED, run_pb2.StepReason.ValueType(max(left_out)))
 
 
 def _why(draft: Draft, index: int, state: run_pb2.StepState.ValueType) -> run_pb2.StepReason.ValueType:

@@ -17,6 +17,8 @@ from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 
 _NAMES_SHOWN = 5
+_PASSED_BY = "nobody decided before all else had ended"
+_UNDER_WAY = frozenset({run_pb2.STEP_STATE_QUEUED, run_pb2.STEP_STATE_RUNNING, run_pb2.STEP_STATE_RETRYING})
 
 
 class Standing(enum.Enum):
@@ -69,6 +71,27 @@ def decide_in_time(draft: Draft, index: int) -> None:
     message = f"{verb} by default: {made} within {draft.plan.steps[index].queue_timeout / SECOND:g} s"
     _note(draft, record, storage_pb2.DecisionRecord(decision=gate.default, time=draft.stamp))
     _close(draft, index, gate.default, message)
+
+
+def pass_by(draft: Draft) -> bool:
+    """Skip the first optional gate when a run that is at rest waits for nothing but such gates; whether there was one.
+
+    One at a time: what it holds back may run then, which gives people time for the others.
+    """
+    if not draft.plan.optional_gates or draft.more or draft.cancelling:
+        return False
+    first = -1
+    for index, state in enumerate(draft.states):
+        step = draft.plan.steps[index]
+        if state not in _UNDER_WAY or step.is_finally or index in draft.plan.instances:
+            continue
+        if step.gate is None or not step.gate.optional:
+            return False
+        first = index if first < 0 else first
+    if first < 0 or not draft.fits(first):
+        return False
+    draft.finish(first, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_NOT_DECIDED, _PASSED_BY)
+    return True
 
 
 def _note(draft: Draft, record: storage_pb2.StepRecord, made: storage_pb2.DecisionRecord) -> None:

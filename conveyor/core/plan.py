@@ -75,6 +75,7 @@ class GatePlan:
     approvals: int
     default: pipeline_pb2.Decision.ValueType
     message: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Plan:
 
     Behind them stand the instances of matrices that were expanded, in that order: `instances` says where those of a
     step are. `mains` and `finals` are the indexes of what ends before the finally steps begin, and of those, instances
-    included. `judged`, `has_matrix`, `calls`: any step is, has one, or runs a pipeline.
+    included. `judged`, `has_matrix`, `calls`, `optional_gates`: any step is, has one, runs a pipeline, or is one.
 
     A broadcast has neither order nor failure policy: each driver answers for itself.
     """
@@ -139,6 +140,7 @@ class Plan:
     finals: Sequence[int]
     judged: bool = False
     calls: bool = False
+    optional_gates: bool = False
     has_matrix: bool = False
     instances: Mapping[int, range] = field(default_factory=dict)
 
@@ -204,7 +206,8 @@ def _gate_plan(step: pipeline_pb2.Step) -> GatePlan | None:
     if not step.HasField("gate"):
         return None
     gate = step.gate
-    return GatePlan(max(1, gate.approvals), gate.default_decision or pipeline_pb2.DECISION_REJECTED, gate.message)
+    default = gate.default_decision or pipeline_pb2.DECISION_REJECTED
+    return GatePlan(max(1, gate.approvals), default, gate.message, gate.optional)
 
 
 def _queue_timeout(step: pipeline_pb2.Step) -> int:
@@ -334,4 +337,5 @@ def compile_plan(pipeline: pipeline_pb2.Pipeline) -> Plan:
         finals=range(main, len(steps)),
         judged=any(step.judged or step.matrix is not None for step in steps),
         has_matrix=any(step.matrix is not None for step in steps),
+        optional_gates=any(step.gate is not None and step.gate.optional for step in steps),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from conveyor.core.deadlines import grace_left, not_confirmed
 from conveyor.core.draft import Draft
 from conveyor.core.fanout import advance, find_matrices, start
+from conveyor.core.gates import pass_by
 from conveyor.core.locks import RUN
 from conveyor.core.matrix import is_expanded
 from conveyor.core.model import OVERDUE, TERMINAL_STEP
@@ -23,7 +24,7 @@ def settle(draft: Draft) -> None:
     if draft.thorough:
         find_matrices(draft)
     _settle_main_steps(draft)
-    while draft.matrices:
+    while draft.matrices or pass_by(draft):
         # One that ends may start, skip or stop others.
         advance(draft)
         _settle_main_steps(draft)

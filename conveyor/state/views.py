@@ -26,6 +26,7 @@ SKIP_MESSAGES: dict[int, str] = {
     run_pb2.STEP_REASON_RUN_TIMED_OUT: "the run timed out before it started",
     run_pb2.STEP_REASON_NOT_REPORTED: "its driver did not answer in time",
     run_pb2.STEP_REASON_CONDITION_FALSE: "its condition was false",
+    run_pb2.STEP_REASON_NOT_DECIDED: "nobody decided before all else had ended",
     run_pb2.STEP_REASON_INSTANCE_FAIL_FAST: "another instance of its matrix failed",
 }
 """What a step without a record says about why it never ran."""

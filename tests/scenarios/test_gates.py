@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
 from conveyor.sdk import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, from_struct
-from conveyor.v1.pipeline_pb2 import Decision, TriggerRule
+from conveyor.v1.pipeline_pb2 import Decision, Matrix, TriggerRule
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Counted, Hold, fail
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
 from tests.support.gates import APPROVED, REJECTED, gate, opened
+from tests.support.golang import Go
 from tests.support.grpcurl import call, refused
+from tests.support.http import Http, http_url
 
 DECIDE = "conveyor.v1.RunService/DecideStep"
 
@@ -165,6 +168,25 @@ async def test_a_retry_takes_an_approval_over(belt: Belt) -> None:
     assert (asked.inherited, [made.by for made in asked.decisions]) == (True, ["ann"])
 
 
+async def test_each_instance_of_a_matrix_asks_for_itself(belt: Belt) -> None:
+    tell = Counted()
+    belt.drive("tell", tell)
+    asks = gate("ask", message="Deploy to ${{ matrix.env }}?", matrix=Matrix(fail_fast=False))
+    asks.matrix.axes["env"].list_value.extend(["test", "prod"])
+    after = step("tell", "tell", "ask", trigger_rule=TriggerRule.TRIGGER_RULE_ALL_DONE)
+    after.params.update({"said": "${{ steps.ask.data[1].decision }} by ${{ steps.ask.data[1].decisions[0].by }}"})
+    await belt.pipeline(asks, after, graph=True)
+    run = await belt.start()
+    waiting = await belt.until_step(run, "ask[1]", "QUEUED", reason="AWAITING_DECISION")
+    assert waiting.message == "Deploy to prod?"
+    assert (await belt.client.runs.approve(run.id, "ask[0]", "ann")).step == "ask[0]"
+    said = await belt.client.runs.reject(run.id, "ask[1]", "bob", "not prod")
+    assert (said.step, said.message, said.matrix_step) == ("ask[1]", "rejected by bob: not prod", "ask")
+    ended = await belt.ended(run)
+    assert (state(ended), states(ended)["ask"]) == ("FAILED", "FAILED")
+    assert [job.params for job in tell.jobs] == [{"said": "REJECTED by bob"}]
+
+
 # Decisions that don't count
 
 
@@ -251,3 +273,41 @@ async def test_grpcurl_decides(belt: Belt) -> None:
     answer = call(belt.address, DECIDE, {**request, "by": "bob", "comment": "good"})
     assert answer["step"]["decisions"][1]["comment"] == "good"
     assert state(await belt.ended(run)) == "SUCCEEDED"
+
+
+async def test_http_decides(belt: Belt) -> None:
+    run = await opened(belt, gate("ask", approvals=2))
+    request = {"id": run.id, "step": "ask", "decision": "DECISION_APPROVED", "by": "ann"}
+    async with Http(http_url(belt.site.server), belt.namespace) as http:
+        answer = await http.call("RunService/DecideStep", **request)
+        assert answer["step"]["decisions"][0]["by"] == "ann"
+        contrary = {**request, "decision": "DECISION_REJECTED"}
+        status, code, said = await http.refused("RunService/DecideStep", contrary)
+    assert (status, code, said[:16]) == (400, "failed_precondition", "ann has approved")
+
+
+@pytest.mark.timeout(600)  # the first build on a machine takes a minute
+async def test_go_decides(belt: Belt, go: Go) -> None:
+    run = await opened(belt, gate("ask"))
+    process = go.client(belt, "approve", run.id, "ask", "gopher")
+    assert (await asyncio.to_thread(process.wait), process.output) == (0, ["approved by gopher"])
+    process = go.client(belt, "approve", run.id, "ask", "ann")
+    assert await asyncio.to_thread(process.wait) == 1
+    assert "reason: RUN_FINISHED" in process.output
+
+
+async def test_a_run_does_not_wait_for_an_optional_gate(belt: Belt) -> None:
+    hold, extra = Hold(), Counted()
+    belt.drive("build", hold)
+    belt.drive("extra", extra)
+    asks = [gate("ask", optional=True), gate("later", optional=True)]
+    steps = [step("build"), *asks, step("one", "extra", "ask"), step("two", "extra", "later")]
+    run = await opened(belt, *steps, graph=True)
+    await belt.client.runs.approve(run.id, "ask", "ann")
+    await belt.until_step(run, "one", "SUCCEEDED")
+    hold.released.set()
+    ended = await belt.ended(run)
+    assert (state(ended), extra.steps) == ("SUCCEEDED", ["one"])
+    assert step_reason(one(ended.steps, "later")) == "NOT_DECIDED"
+    assert one(ended.steps, "later").message == "nobody decided before all else had ended"
+    assert step_reason(one(ended.steps, "two")) == "NEED_SKIPPED"

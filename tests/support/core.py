@@ -77,8 +77,8 @@ def step(name: str, *needs: str, rule: str = "ALL_SUCCESS", driver: str = "", **
 
 
 def gate(name: str, *needs: str, timeout: float = 0, rule: str = "ALL_SUCCESS", **fields: Any) -> pipeline_pb2.Step:
-    """A gate. `approvals`, `default_decision` and `message` are its own, other fields the step's."""
-    own = {key: fields.pop(key) for key in ("approvals", "default_decision", "message") if key in fields}
+    """A gate. `approvals`, `default_decision`, `message` and `optional` are its own, other fields the step's."""
+    own = {key: fields.pop(key) for key in ("approvals", "default_decision", "message", "optional") if key in fields}
     made = step(name, *needs, rule=rule, gate=own, **fields)
     if timeout:
         made.gate.timeout.FromMicroseconds(int(timeout * SECOND))

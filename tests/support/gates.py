@@ -13,8 +13,8 @@ APPROVED, REJECTED = Decision.DECISION_APPROVED, Decision.DECISION_REJECTED
 
 
 def gate(name: str, *needs: str, timeout: float = 0, **fields: Any) -> Step:
-    """A gate. `approvals`, `default_decision` and `message` are its own, other fields the step's."""
-    own = {key: fields.pop(key) for key in ("approvals", "default_decision", "message") if key in fields}
+    """A gate. `approvals`, `default_decision`, `message` and `optional` are its own, other fields the step's."""
+    own = {key: fields.pop(key) for key in ("approvals", "default_decision", "message", "optional") if key in fields}
     made = Step(id=name, needs=needs, gate=Gate(**own), **fields)
     if timeout:
         made.gate.timeout.FromTimedelta(timedelta(seconds=timeout))

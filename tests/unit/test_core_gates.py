@@ -191,6 +191,74 @@ def test_a_finally_step_may_be_a_gate() -> None:
     assert (again.step("keep"), again.run) == ("SUCCEEDED", "SUCCEEDED")
 
 
+def test_a_run_does_not_wait_for_an_optional_gate() -> None:
+    run = Run(pipeline(step("a"), gate("ask", optional=True), step("deploy", "ask"), step("b", "a"), graph=True))
+    run.start()
+    run.report("a")
+    assert run.step("ask") == "QUEUED AWAITING_DECISION"
+    run.report("b")
+    assert run.steps() == {
+        "a": "SUCCEEDED",
+        "ask": "SKIPPED NOT_DECIDED",
+        "deploy": "SKIPPED NEED_SKIPPED",
+        "b": "SUCCEEDED",
+    }
+    assert (run.run, run.record("ask").message) == ("SUCCEEDED", "nobody decided before all else had ended")
+
+
+def test_what_an_optional_gate_let_go_on_leaves_time_for_others() -> None:
+    gates = [gate("one", optional=True), gate("two", optional=True)]
+    run = Run(pipeline(step("a"), *gates, step("deploy", "one"), step("other", "two"), graph=True))
+    run.start()
+    decide(run, "one", APPROVED, "ann")
+    run.report("a")
+    assert (run.step("deploy"), run.step("two")) == ("QUEUED", "QUEUED AWAITING_DECISION")
+    decide(run, "two", APPROVED, "ann")
+    run.report("deploy")
+    assert run.step("other") == "QUEUED"
+    run.report("other")
+    assert run.run == "SUCCEEDED"
+
+
+def test_an_optional_gate_waits_as_long_as_another_gate_or_a_back_off() -> None:
+    flaky = step("a", retry={"max_attempts": 2})
+    run = Run(pipeline(flaky, gate("must"), gate("may", optional=True), graph=True))
+    run.start()
+    run.report("a", "FAILED")
+    decide(run, "must", APPROVED, "ann")
+    assert (run.step("a"), run.step("may")) == ("RETRYING DRIVER_FAILED", "QUEUED AWAITING_DECISION")
+    run.tick(2)
+    run.report("a")
+    assert run.step("may") == "SKIPPED NOT_DECIDED"
+
+
+def test_a_gate_behind_an_optional_gate_is_passed_by_too() -> None:
+    later = gate("later", "ask", rule="ALL_DONE", optional=True)
+    run = Run(pipeline(step("a"), gate("ask", optional=True), later, step("end", "later", rule="ALL_DONE"), graph=True))
+    run.start()
+    run.report("a")
+    assert run.steps() == {
+        "a": "SUCCEEDED",
+        "ask": "SKIPPED NOT_DECIDED",
+        "later": "SKIPPED NOT_DECIDED",
+        "end": "QUEUED",
+    }
+
+
+def test_optional_gates_alone_end_at_once() -> None:
+    run = Run(pipeline(gate("ask", optional=True), graph=True, finally_steps=[step("f")]))
+    run.start()
+    assert (run.step("ask"), run.step("f")) == ("SKIPPED NOT_DECIDED", "QUEUED")
+
+
+def test_a_retry_asks_again_at_a_gate_that_was_passed_by() -> None:
+    run = Run(pipeline(step("a"), gate("ask", optional=True), step("deploy", "ask"), step("b"), graph=True))
+    run.start()
+    run.report("a")
+    run.report("b", "FAILED")
+    assert [record.step for record in inheritable(run.state)] == ["a"]
+
+
 def test_a_result_for_a_gate_is_refused() -> None:
     run = opened(gate("ask"))
     for driver in ("", "x"):

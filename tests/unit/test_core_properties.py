@@ -108,7 +108,7 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True) -> pipeline
 
     def details() -> dict[str, Any]:
         if gates and draw(st.integers(0, 5)) == 0:
-            own: dict[str, Any] = {"approvals": draw(st.integers(0, 3))}
+            own: dict[str, Any] = {"approvals": draw(st.integers(0, 3)), "optional": draw(st.booleans())}
             if draw(st.booleans()):
                 own["timeout"] = {"seconds": draw(st.integers(1, 50))}
                 own["default_decision"] = draw(st.integers(0, 2))
@@ -208,6 +208,9 @@ class World:
             elif reason == run_pb2.STEP_REASON_FAIL_FAST:
                 assert source.failure_policy != pipeline_pb2.FAILURE_POLICY_CONTINUE
                 assert any(states[i] == FAILED and not s.allow_failure for i, s in enumerate(source.steps))
+            elif reason == run_pb2.STEP_REASON_NOT_DECIDED:
+                assert runs
+                assert source.steps[index].gate.optional
             else:
                 assert after.head.outcome
 

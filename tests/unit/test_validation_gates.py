@@ -10,7 +10,7 @@ from conveyor.api.validation import check
 from conveyor.core import errors
 from conveyor.sdk import to_struct
 from conveyor.v1 import pipeline_pb2, pipeline_service_pb2, run_service_pb2
-from conveyor.v1.pipeline_pb2 import Gate, Pipeline, Step
+from conveyor.v1.pipeline_pb2 import Gate, Lock, Pipeline, Step
 
 RUN = "01890000-0000-7000-8000-000000000000"
 APPROVED = pipeline_pb2.DECISION_APPROVED
@@ -42,6 +42,12 @@ def test_all_that_a_gate_may_say() -> None:
         ("timeout", lambda s: s.timeout.FromSeconds(5), "a gate has no attempts; gate.timeout bounds its wait"),
         ("queue_timeout", lambda s: s.queue_timeout.FromSeconds(5), "no worker takes a gate; gate.timeout bounds"),
         ("retry", lambda s: s.retry.SetInParent(), "people are asked once"),
+        (
+            "worker_selector",
+            lambda s: s.worker_selector.match_labels.update({"os": "linux"}),
+            "no worker takes a gate",
+        ),
+        ("lock", lambda s: s.lock.CopyFrom(Lock(key="x")), "a gate holds no lock; put it on the step that does"),
         ("params", lambda s: s.params.CopyFrom(to_struct({"a": 1})), "a gate has no driver that takes them"),
     ],
 )
@@ -70,6 +76,19 @@ def test_what_a_gate_must_not_say(gate: Gate, field: str, said: str) -> None:
     ((path, text),) = problems(Step(id="ask", gate=gate))
     assert path == field
     assert said in text
+
+
+def test_where_a_gate_is_not_optional() -> None:
+    optional = Step(id="ask", gate=Gate(optional=True))
+    assert problems(optional) == [
+        ("gate.optional", "only with order GRAPH; in order LIST nothing goes on while people decide")
+    ]
+    graph = Pipeline(name="p", order=pipeline_pb2.ORDER_GRAPH, steps=[optional], finally_steps=[optional])
+    graph.finally_steps[0].id = "last"
+    with pytest.raises(errors.Invalid) as caught:
+        check(pipeline_service_pb2.CreatePipelineRequest(pipeline=graph))
+    (violation,) = caught.value.violations
+    assert violation.field == "pipeline.finally[0].gate.optional"
 
 
 def test_a_step_without_anything_to_do() -> None:

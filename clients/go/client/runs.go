@@ -72,6 +72,16 @@ func (c *Client) RetryRun(
 	return answer.GetRun(), err
 }
 
+// DecideStep approves or rejects a gate that waits, and returns it as it is afterwards. The same decision by the same
+// person again changes nothing. [conveyor.ErrFailedPrecondition] when the gate does not wait, or the person has decided
+// otherwise.
+func (c *Client) DecideStep(
+	ctx context.Context, request *conveyorv1.DecideStepRequest, opts ...grpc.CallOption,
+) (*conveyorv1.StepRun, error) {
+	answer, err := call(ctx, c, c.runs.DecideStep, request, opts)
+	return answer.GetStep(), err
+}
+
 // DeleteRun deletes a finished run with its logs, and returns it as it was.
 func (c *Client) DeleteRun(
 	ctx context.Context, request *conveyorv1.DeleteRunRequest, opts ...grpc.CallOption,

@@ -881,7 +881,10 @@ type Gate struct {
 	// What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout.
 	DefaultDecision Decision `protobuf:"varint,3,opt,name=default_decision,json=defaultDecision,proto3,enum=conveyor.v1.Decision" json:"default_decision,omitempty"`
 	// What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Whether its run does not wait for it: when nothing but such gates is left to wait for, they are SKIPPED one after
+	// another, and what needs them is judged. Only with ORDER_GRAPH, and not as a finally step.
+	Optional      bool `protobuf:"varint,5,opt,name=optional,proto3" json:"optional,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -942,6 +945,13 @@ func (x *Gate) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *Gate) GetOptional() bool {
+	if x != nil {
+		return x.Optional
+	}
+	return false
 }
 
 // A run within a run.
@@ -1529,12 +1539,13 @@ const file_conveyor_v1_pipeline_proto_rawDesc = "" +
 	"\vdescription\x18\x13 \x01(\tR\vdescription\x12C\n" +
 	"\x0fworker_selector\x18\x14 \x01(\v2\x1a.conveyor.v1.LabelSelectorR\x0eworkerSelector\x12%\n" +
 	"\x04lock\x18\x15 \x01(\v2\x11.conveyor.v1.LockR\x04lockB\b\n" +
-	"\x06action\"\xb5\x01\n" +
+	"\x06action\"\xd1\x01\n" +
 	"\x04Gate\x12\x1c\n" +
 	"\tapprovals\x18\x01 \x01(\rR\tapprovals\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12@\n" +
 	"\x10default_decision\x18\x03 \x01(\x0e2\x15.conveyor.v1.DecisionR\x0fdefaultDecision\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"Z\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1a\n" +
+	"\boptional\x18\x05 \x01(\bR\boptional\"Z\n" +
 	"\vSubPipeline\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\tR\bpipeline\x12/\n" +
 	"\x06params\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06params\"=\n" +

@@ -284,6 +284,8 @@ const (
 	StepReason_STEP_REASON_NOT_REPORTED StepReason = 16
 	// SKIPPED: its condition was false.
 	StepReason_STEP_REASON_CONDITION_FALSE StepReason = 17
+	// SKIPPED: it is an optional gate, and nobody decided before all else had ended.
+	StepReason_STEP_REASON_NOT_DECIDED StepReason = 19
 	// SKIPPED or CANCELLED: another instance of its matrix failed.
 	StepReason_STEP_REASON_INSTANCE_FAIL_FAST StepReason = 18
 	// FAILED or RETRYING: the driver said so.
@@ -340,6 +342,7 @@ var (
 		15: "STEP_REASON_RUN_TIMED_OUT",
 		16: "STEP_REASON_NOT_REPORTED",
 		17: "STEP_REASON_CONDITION_FALSE",
+		19: "STEP_REASON_NOT_DECIDED",
 		18: "STEP_REASON_INSTANCE_FAIL_FAST",
 		20: "STEP_REASON_DRIVER_FAILED",
 		21: "STEP_REASON_TIMED_OUT",
@@ -376,6 +379,7 @@ var (
 		"STEP_REASON_RUN_TIMED_OUT":       15,
 		"STEP_REASON_NOT_REPORTED":        16,
 		"STEP_REASON_CONDITION_FALSE":     17,
+		"STEP_REASON_NOT_DECIDED":         19,
 		"STEP_REASON_INSTANCE_FAIL_FAST":  18,
 		"STEP_REASON_DRIVER_FAILED":       20,
 		"STEP_REASON_TIMED_OUT":           21,
@@ -2280,7 +2284,7 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x14STEP_STATE_SUCCEEDED\x10\x05\x12\x15\n" +
 	"\x11STEP_STATE_FAILED\x10\x06\x12\x18\n" +
 	"\x14STEP_STATE_CANCELLED\x10\a\x12\x16\n" +
-	"\x12STEP_STATE_SKIPPED\x10\b*\xc0\b\n" +
+	"\x12STEP_STATE_SKIPPED\x10\b*\xdd\b\n" +
 	"\n" +
 	"StepReason\x12\x1b\n" +
 	"\x17STEP_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
@@ -2300,7 +2304,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\x19STEP_REASON_RUN_CANCELLED\x10\x0e\x12\x1d\n" +
 	"\x19STEP_REASON_RUN_TIMED_OUT\x10\x0f\x12\x1c\n" +
 	"\x18STEP_REASON_NOT_REPORTED\x10\x10\x12\x1f\n" +
-	"\x1bSTEP_REASON_CONDITION_FALSE\x10\x11\x12\"\n" +
+	"\x1bSTEP_REASON_CONDITION_FALSE\x10\x11\x12\x1b\n" +
+	"\x17STEP_REASON_NOT_DECIDED\x10\x13\x12\"\n" +
 	"\x1eSTEP_REASON_INSTANCE_FAIL_FAST\x10\x12\x12\x1d\n" +
 	"\x19STEP_REASON_DRIVER_FAILED\x10\x14\x12\x19\n" +
 	"\x15STEP_REASON_TIMED_OUT\x10\x15\x12\x1f\n" +

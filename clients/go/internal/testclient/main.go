@@ -45,6 +45,12 @@ func do(ctx context.Context, c *client.Client, command string, arguments []strin
 		return show(c.GetRun(ctx, arguments[0]))
 	case "cancel":
 		return show(c.CancelRun(ctx, &conveyorv1.CancelRunRequest{Id: arguments[0], Message: "enough"}))
+	case "approve":
+		gate, err := c.DecideStep(ctx, &conveyorv1.DecideStepRequest{
+			Id: arguments[0], Step: arguments[1], By: arguments[2], Decision: conveyorv1.Decision_DECISION_APPROVED,
+		})
+		fmt.Println(gate.GetMessage())
+		return err
 	case "list":
 		size, err := strconv.ParseUint(arguments[0], 10, 32)
 		if err != nil {

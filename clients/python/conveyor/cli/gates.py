@@ -1,11 +1,13 @@
 """Gates of a run: what they ask, who has decided, and how one decides."""
 
 from datetime import datetime
+from shlex import quote
 
 from conveyor.cli.encode import enum_name
 from conveyor.cli.output import table
 from conveyor.cli.terminal import one_line
 from conveyor.cli.times import age
+from conveyor.v1.pipeline_pb2 import Gate
 from conveyor.v1.run_pb2 import Run, StepReason, StepRun
 
 _DECISIONS = ("GATE", "DECISION", "BY", "WHEN", "COMMENT")
@@ -26,8 +28,8 @@ def commands(run: Run, step: StepRun) -> tuple[str, str]:
     """What to type to approve and to reject."""
     namespace = f"-n {run.namespace} " if run.namespace not in {"", "default"} else ""
     return (
-        f"conveyor run approve {namespace}{run.id} {step.step}",
-        f"conveyor run reject {namespace}{run.id} {step.step}",
+        f"conveyor run approve {namespace}{run.id} {quote(step.step)}",
+        f"conveyor run reject {namespace}{run.id} {quote(step.step)}",
     )
 
 
@@ -36,7 +38,8 @@ def open_block(run: Run) -> list[str]:
     lines: list[str] = []
     for step in open_gates(run):
         asked = ", ".join(part for part in (one_line(step.message), still_missing(run, step)) if part)
-        lines += [f"Gate {step.step} waits for a decision{': ' if asked else ''}{asked}"]
+        waits = "may be decided, but its run does not wait" if _gate(run, step).optional else "waits for a decision"
+        lines += [f"Gate {step.step} {waits}{': ' if asked else ''}{asked}"]
         lines += [f"  {command}" for command in commands(run, step)]
     return lines
 
@@ -53,7 +56,7 @@ def decisions(run: Run, now: datetime) -> str:
 
 def still_missing(run: Run, step: StepRun) -> str:
     """How many more people must approve, when a gate asks for several."""
-    return missing_words(step.wait.approvals or _approvals(run, step) - len(step.decisions), step)
+    return missing_words(step.wait.approvals or max(1, _gate(run, step).approvals) - len(step.decisions), step)
 
 
 def missing_words(missing: int, step: StepRun) -> str:
@@ -68,8 +71,8 @@ def approvers(step: StepRun) -> str:
     return f"approved by {', '.join(made.by for made in step.decisions)}" if step.decisions else ""
 
 
-def _approvals(run: Run, step: StepRun) -> int:
-    snapshot = run.pipeline_snapshot
+def _gate(run: Run, step: StepRun) -> Gate:
+    """What the pipeline says of a gate; nothing when its snapshot is not at hand."""
     name = step.matrix_step or step.step
-    sources = (*snapshot.steps, *snapshot.finally_steps)
-    return next((source.gate.approvals or 1 for source in sources if source.id == name), 0)
+    sources = (*run.pipeline_snapshot.steps, *run.pipeline_snapshot.finally_steps)
+    return next((source.gate for source in sources if source.id == name), Gate())

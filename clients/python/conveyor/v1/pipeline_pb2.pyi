@@ -488,12 +488,17 @@ class Gate(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     DEFAULT_DECISION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
     approvals: _builtins.int
     """How many different people must approve: 1 to 100. 0 means 1. One who rejects is enough."""
     default_decision: Global___Decision.ValueType
     """What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout."""
     message: _builtins.str
     """What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB."""
+    optional: _builtins.bool
+    """Whether its run does not wait for it: when nothing but such gates is left to wait for, they are SKIPPED one after
+    another, and what needs them is judged. Only with ORDER_GRAPH, and not as a finally step.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Bound on the wait. Unset means no bound; from 100 ms to 366 days."""
@@ -505,10 +510,11 @@ class Gate(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         default_decision: Global___Decision.ValueType = ...,
         message: _builtins.str = ...,
+        optional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "default_decision", b"default_decision", "message", b"message", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "default_decision", b"default_decision", "message", b"message", "optional", b"optional", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

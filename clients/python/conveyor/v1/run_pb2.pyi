@@ -200,6 +200,8 @@ class _StepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepReason
     """SKIPPED: the driver of a broadcast never answered."""
     STEP_REASON_CONDITION_FALSE: _StepReason.ValueType  # 17
     """SKIPPED: its condition was false."""
+    STEP_REASON_NOT_DECIDED: _StepReason.ValueType  # 19
+    """SKIPPED: it is an optional gate, and nobody decided before all else had ended."""
     STEP_REASON_INSTANCE_FAIL_FAST: _StepReason.ValueType  # 18
     """SKIPPED or CANCELLED: another instance of its matrix failed."""
     STEP_REASON_DRIVER_FAILED: _StepReason.ValueType  # 20
@@ -272,6 +274,8 @@ STEP_REASON_NOT_REPORTED: StepReason.ValueType  # 16
 """SKIPPED: the driver of a broadcast never answered."""
 STEP_REASON_CONDITION_FALSE: StepReason.ValueType  # 17
 """SKIPPED: its condition was false."""
+STEP_REASON_NOT_DECIDED: StepReason.ValueType  # 19
+"""SKIPPED: it is an optional gate, and nobody decided before all else had ended."""
 STEP_REASON_INSTANCE_FAIL_FAST: StepReason.ValueType  # 18
 """SKIPPED or CANCELLED: another instance of its matrix failed."""
 STEP_REASON_DRIVER_FAILED: StepReason.ValueType  # 20

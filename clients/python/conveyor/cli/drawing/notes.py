@@ -70,6 +70,8 @@ def lock_note(lock: Lock) -> str:
 
 
 def _gate(gate: Gate) -> Iterator[str]:
+    if gate.optional:
+        yield "optional"
     if gate.approvals > 1:
         yield f"{gate.approvals} approvals"
     if gate.HasField("timeout"):
