@@ -6,9 +6,12 @@ from itertools import compress
 
 from conveyor.core.model import TERMINAL_STEP
 from conveyor.core.plan import SECOND
+from conveyor.core.wire import delimited, tag
 from conveyor.state.runs import StoredRun
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2, worker_pb2
+
+_PARAMS = tag(worker_pb2.Assignment.DESCRIPTOR.fields_by_name["params"])
 
 
 def assignment(run: StoredRun, index: int, now: int) -> worker_pb2.Assignment:
@@ -40,16 +43,16 @@ def packed(run: StoredRun, index: int, now: int) -> bytes:
         message.timeout.nanos = rest * 1000
         message.deadline.seconds, rest = divmod(record.next_time, SECOND)
         message.deadline.nanos = rest * 1000
-    if record.params:
-        message.params.ParseFromString(record.params)
-    elif step.params:
-        message.params.ParseFromString(step.params)
     if not inputs.common:
         inputs.common = _common(run)
     if inputs.states != state.head.step_states:
         _keep_results(run)
     results = compress(inputs.results, state.plan.selectors(index))
-    return b"".join((inputs.common, *results, message.SerializeToString()))
+    params = record.params or step.params
+    parts = [inputs.common, *results, message.SerializeToString()]
+    if params:
+        parts.append(delimited(_PARAMS, params))
+    return b"".join(parts)
 
 
 def _keep_results(run: StoredRun) -> None:

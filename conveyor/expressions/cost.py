@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from conveyor.expressions.syntax import Outline
 
@@ -56,19 +54,14 @@ def _extent(value: Any) -> tuple[int, int]:
     """The bytes of the longest text in a value, and the items of its longest list or map."""
     if isinstance(value, str):
         return len(value), 0
-    if isinstance(value, Struct):
-        return _extents(value.fields.values(), len(value.fields))
-    if isinstance(value, ListValue):
-        return _extents(value.values, len(value.values))
-    if isinstance(value, Value):
-        kind = value.WhichOneof("kind")
-        return _extent(getattr(value, kind)) if kind in ("string_value", "struct_value", "list_value") else (0, 0)
     if isinstance(value, Mapping):
         return _extents(value.values(), len(value))
+    if isinstance(value, list):
+        return _extents(value, len(value))
     return 0, 0
 
 
-def _extents(items: Any, count: int) -> tuple[int, int]:
+def _extents(items: Iterable[Any], count: int) -> tuple[int, int]:
     longest, most = 0, count
     for item in items:
         text, inner = _extent(item)

@@ -16,7 +16,7 @@ from conveyor.expressions.errors import Fault, MissingValue, NotAnExpression, No
 from conveyor.expressions.syntax import Outline, outline
 
 Values = Mapping[str, object]
-"""Variables with their values: maps, lists, text, numbers, messages of google.protobuf."""
+"""Variables with their values: dicts, lists, text, numbers, and Timestamps of google.protobuf."""
 
 _ERROR = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
 _STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
@@ -35,18 +35,29 @@ class Expression:
     outline: Outline
     _code: cel.Expression
 
-    def evaluate(self, activation: cel.Activation, values: Values) -> cel.Value:
-        """Its value. `activation` is made of `values`, for all expressions of a step. Raises NoValue."""
+    def evaluate(self, values: Values) -> cel.Value:
+        """Its value. Raises NoValue."""
+        value = self._evaluate(values)
+        if value.type() == cel.Type.ERROR:
+            raise self._failure(value, values)
+        return value
+
+    def items(self, values: Values) -> list[cel.Value]:
+        """The items of its value, which is a list if it is any. Raises NoValue."""
+        value = self._evaluate(values)
+        items = value.value()
+        if not isinstance(items, list):  # asking for its type takes longer
+            raise self._failure(value, values)
+        return items
+
+    def _evaluate(self, values: Values) -> cel.Value:
         reason = too_much(self.outline, values, len(self.text))
         if reason:
             raise NoValue(reason)
         try:
-            value = self._code.eval(activation)
+            return self._code.eval(data=values)
         except RuntimeError as error:
             raise NoValue(_plain(str(error))) from None
-        if value.type() == cel.Type.ERROR:
-            raise self._failure(value, values)
-        return value
 
     def _failure(self, value: cel.Value, values: Values) -> NoValue:
         try:
@@ -67,11 +78,6 @@ class Expression:
                 if reference.sure and names[-1] == key and not _is_there(names, values):
                     return spell(names)
         return f"the key {key}"
-
-
-def activation(values: Values) -> cel.Activation:
-    """Values in the form that evaluating takes; they are converted when they are used first."""
-    return evaluating().Activation(values)
 
 
 def compile_expression(text: str) -> Expression:

@@ -11,7 +11,8 @@ from conveyor.core import limits
 from conveyor.core.combinations import TooManyCombinations, combinations
 from conveyor.expressions.errors import NoValue, TooLarge
 from conveyor.expressions.expression import Expression, compile_expression
-from conveyor.expressions.template import Evaluate, Template, compile_text, render_struct, texts
+from conveyor.expressions.layout import Layout
+from conveyor.expressions.template import Evaluate
 from conveyor.v1 import pipeline_pb2
 
 ROOT = "matrix"
@@ -40,23 +41,23 @@ class MatrixCode:
     """The compiled expressions of a matrix."""
 
     source: Struct
-    templates: tuple[tuple[tuple[str | int, ...], Template], ...]
+    layout: Layout
 
     @classmethod
     def of(cls, matrix: pipeline_pb2.Matrix) -> MatrixCode:
         """Raises NotAnExpression, which registration rules out."""
         source = as_struct(matrix)
-        return cls(source, tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(source)))
+        return cls(source, Layout.of(source, compile_expression, ROOT, limits.MATRIX_BYTES))
 
     def expressions(self) -> list[Expression]:
         """All of them."""
-        return [part.expression for _, template in self.templates for part in template.parts()]
+        return self.layout.expressions()
 
     def instances(self, evaluate: Evaluate) -> Sequence[bytes]:
         """The values of each instance, a serialized Struct. Raises NoValue."""
         made = self.source
-        if self.templates:
-            made = Struct.FromString(render_struct(made, self.templates, evaluate, ROOT, limits.MATRIX_BYTES))
+        if self.layout.templates:
+            made = Struct.FromString(self.layout.render(evaluate))
         return serialized(made)
 
 

@@ -6,42 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cel_expr_python import cel
-from google.protobuf.struct_pb2 import ListValue, Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.core import limits
 from conveyor.core.inputs import Expansion, Seen, Verdict
 from conveyor.core.locks import RUN
-from conveyor.core.matrix import data_of, values_of
-from conveyor.core.model import TERMINAL_STEP
 from conveyor.core.plan import Plan, given_params
-from conveyor.core.rules import outcome
 from conveyor.expressions import results
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
-from conveyor.expressions.expression import Expression, Values, activation, compile_expression
+from conveyor.expressions.expression import Expression, Values, compile_expression
+from conveyor.expressions.layout import Layout
 from conveyor.expressions.matrix import MatrixCode
 from conveyor.expressions.selectors import Place, render_selector, selector_texts
-from conveyor.expressions.template import OPEN, Evaluate, Template, compile_text, render_struct, render_text, texts
+from conveyor.expressions.template import OPEN, Evaluate, Template, compile_text, render_text
+from conveyor.expressions.values import RunValues, Wanted, wanted
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
 
 _MESSAGE_CHARS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Referred:
-    """What expressions refer to: variables, and earlier steps."""
-
-    roots: frozenset[str]
-    steps: frozenset[str]
-
-    @classmethod
-    def by(cls, expressions: Iterable[Expression]) -> _Referred:
-        names = [reference.names for expression in expressions for reference in expression.outline.references]
-        return cls(
-            frozenset(each[0] for each in names),
-            frozenset(each[1] for each in names if each[0] == "steps" and len(each) > 1),
-        )
+def _wanted(expressions: Iterable[Expression]) -> Wanted:
+    return wanted(reference for expression in expressions for reference in expression.outline.references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +39,10 @@ class _StepCode:
     """
 
     when: Expression | None
-    params: Struct | None
-    templates: tuple[tuple[tuple[str | int, ...], Template], ...]
+    params: Layout
     selector: pipeline_pb2.LabelSelector | None
     labels: tuple[tuple[Place, Template], ...]
-    referred: _Referred
+    wanted: Wanted
     asks: Template | None
     lock: Template | None
     together: Expression | None
@@ -69,22 +53,20 @@ class _StepCode:
         when = compile_expression(step.when) if step.when else None
         if when is not None and step.HasField("matrix") and not _of_instances(when):
             when = None  # The step itself is judged by it.
-        params = given_params(step)
-        templates = tuple((keys, compile_text(text, compile_expression)) for keys, text in texts(params))
+        params = Layout.of(given_params(step), compile_expression)
         labels = tuple(
             (place, compile_text(text, compile_expression)) for place, text in selector_texts(step.worker_selector)
         )
-        parts = [part.expression for _, template in (*templates, *labels) for part in template.parts()]
+        parts = [*params.expressions(), *(part.expression for _, template in labels for part in template.parts())]
         asks, lock = _compiled(step.gate.message), _compiled(step.lock.key)
         in_text = [part.expression for text in (asks, lock) if text for part in text.parts()]
         used = [*([when] if when else ()), *parts, *in_text]
         return cls(
             when,
-            params if templates else None,
-            templates,
+            params,
             step.worker_selector if labels else None,
             labels,
-            _Referred.by(used),
+            _wanted(used),
             asks,
             lock,
             _together(when, parts) if parts and len(used) > 1 else None,
@@ -107,7 +89,7 @@ class _MatrixCode:
 
     when: Expression | None
     matrix: MatrixCode
-    referred: _Referred
+    wanted: Wanted
 
     @classmethod
     def of(cls, step: pipeline_pb2.Step) -> _MatrixCode:
@@ -117,7 +99,7 @@ class _MatrixCode:
             when = None
         matrix = MatrixCode.of(step.matrix)
         used = matrix.expressions()
-        return cls(when, matrix, _Referred.by([when, *used] if when else used))
+        return cls(when, matrix, _wanted([when, *used] if when else used))
 
 
 def _of_instances(when: Expression) -> bool:
@@ -172,19 +154,18 @@ class RunInputs:
     def __init__(self, program: Program, spec: storage_pb2.RunSpec) -> None:
         self._program = program
         self._spec = spec
-        self._params: Struct | None = None
+        self._values = RunValues(spec)
 
     def judge(self, index: int, seen: Seen) -> Verdict:
         """What becomes of a step; see StepInputs."""
         try:
             step = seen.plan.steps[index]
             code = self._program.code(step.matrix_step if step.is_instance else index)
-            values = self._values(code.referred, index, seen)
-            given = activation(values)
-            verdict = self._judge(code, given, values)
+            values = self._values.of(code.wanted, index, seen)
+            verdict = _judge(code, values)
             if verdict.reason or code.lock is None:
                 return verdict
-            return replace(verdict, lock=_key(code.lock, given, values))
+            return replace(verdict, lock=_key(code.lock, values))
         except _FAILURES as error:
             return Verdict(_reason(error), _cut(error))
 
@@ -194,158 +175,82 @@ class RunInputs:
             code = self._program.matrix(index)
             if code is None:
                 return Expansion()
-            values = self._values(code.referred, index, seen)
-            given = activation(values)
-            if code.when is not None and not _holds(code.when, given, values):
+            values = self._values.of(code.wanted, index, seen)
+            if code.when is not None and not _holds(code.when, values):
                 return Expansion(run_pb2.STEP_REASON_CONDITION_FALSE)
-            return Expansion(instances=code.matrix.instances(lambda each: each.evaluate(given, values)))
+            return Expansion(instances=code.matrix.instances(lambda each: each.evaluate(values)))
         except _FAILURES as error:
             return Expansion(_reason(error), _cut(error))
-
-    def _judge(self, code: _StepCode, given: cel.Activation, values: Values) -> Verdict:
-        items = _all_at_once(code, given, values)
-        if items is not None:
-            if not items:
-                return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
-            each_in_turn = iter(items)
-            return _made(code, lambda _: next(each_in_turn))
-        if code.when is not None and not _holds(code.when, given, values):
-            return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
-        if code.asks is not None:
-            return Verdict(message=_asked(code.asks, given, values))
-        return _made(code, lambda each: each.evaluate(given, values))
 
     def run_lock(self, head: storage_pb2.RunHead) -> str:
         """The key of the pipeline's lock for this run. Raises NoValue, and NotAnExpression."""
         code = self._program.run_code()
         if code.lock is None:
             return self._spec.pipeline.lock.key
-        values = self._values(code.referred, 0, Seen(self._program.plan, head, head.step_states, head.step_reasons, ()))
-        return _key(code.lock, activation(values), values)
+        seen = Seen(self._program.plan, head, head.step_states, head.step_reasons, ())
+        return _key(code.lock, self._values.of(code.wanted, 0, seen))
 
     def repeats(self, index: int) -> bool:
         """Whether a retry's condition comes to the same; one that looks at the run itself may not."""
         matrix = self._program.matrix(index)
-        if matrix is not None and "run" in matrix.referred.roots:
+        if matrix is not None and "run" in matrix.wanted:
             return False
-        return "run" not in self._program.code(index).referred.roots
-
-    def _values(self, referred: _Referred, index: int, seen: Seen) -> Values:
-        """What the step's expressions refer to, and no more."""
-        values: dict[str, object] = {}
-        spec, roots = self._spec, referred.roots
-        if "params" in roots:
-            if self._params is None:
-                self._params = Struct.FromString(spec.params)
-            values["params"] = self._params
-        if "context" in roots:
-            values["context"] = spec.pipeline.context
-        if "resource" in roots:
-            resource = spec.resource
-            values["resource"] = {
-                "namespace": resource.namespace,
-                "name": resource.name,
-                "definition": resource.definition,
-                "labels": dict(resource.labels),
-                "spec": resource.spec,
-            }
-        if "run" in roots:
-            values["run"] = _run(index, seen)
-        if "steps" in roots:
-            values["steps"] = _steps(referred.steps, seen)
-        if "matrix" in roots:
-            values["matrix"] = _matrix(index, seen)
-        return values
+        return "run" not in self._program.code(index).wanted
 
 
-def _all_at_once(code: _StepCode, given: cel.Activation, values: Values) -> list[cel.Value] | None:
+def _judge(code: _StepCode, values: Values) -> Verdict:
+    items = _all_at_once(code, values)
+    if items is not None:
+        if not items:
+            return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+        each_in_turn = iter(items)
+        return _made(code, lambda _: next(each_in_turn))
+    if code.when is not None and not _holds(code.when, values):
+        return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+    if code.asks is not None:
+        return Verdict(message=_asked(code.asks, values))
+    return _made(code, lambda each: each.evaluate(values))
+
+
+def _all_at_once(code: _StepCode, values: Values) -> list[cel.Value] | None:
     """What all expressions come to; None when one of them has to be found that comes to nothing."""
     if code.together is None:
         return None
     try:
-        items: list[cel.Value] = code.together.evaluate(given, values).value()
+        return code.together.items(values)
     except NoValue:
         return None
-    return items
 
 
 def _made(code: _StepCode, evaluate: Evaluate) -> Verdict:
     """That the step runs, with what its expressions come to."""
-    params = render_struct(code.params, code.templates, evaluate) if code.params is not None else b""
+    params = code.params.render(evaluate) if code.params.templates else b""
     selector = render_selector(code.selector, code.labels, evaluate) if code.selector is not None else None
     return Verdict(params=params, selector=selector)
 
 
-def _holds(when: Expression, given: cel.Activation, values: Values) -> bool:
+def _holds(when: Expression, values: Values) -> bool:
     try:
-        return results.truth(when.evaluate(given, values))
+        return results.truth(when.evaluate(values))
     except NoValue as error:
         raise type(error)(f"when: {error}") from None
 
 
-def _asked(asks: Template, given: cel.Activation, values: Values) -> str:
+def _asked(asks: Template, values: Values) -> str:
     try:
-        return render_text(asks, lambda each: each.evaluate(given, values))[:_MESSAGE_CHARS]
+        return render_text(asks, lambda each: each.evaluate(values))[:_MESSAGE_CHARS]
     except NoValue as error:
         raise type(error)(f"gate.message: {error}") from None
 
 
-def _key(lock: Template, given: cel.Activation, values: Values) -> str:
+def _key(lock: Template, values: Values) -> str:
     try:
-        key = render_text(lock, lambda each: each.evaluate(given, values))
+        key = render_text(lock, lambda each: each.evaluate(values))
         if not 1 <= (size := len(key.encode())) <= limits.LOCK_KEY_BYTES:
             raise NoValue(f"it has {size} bytes; a key has 1 to {limits.LOCK_KEY_BYTES}")
     except NoValue as error:
         raise type(error)(f"lock.key: {error}") from None
     return key
-
-
-def _run(index: int, seen: Seen) -> dict[str, object]:
-    head, plan = seen.head, seen.plan
-    created = Timestamp()
-    created.FromMicroseconds(head.create_time)
-    run: dict[str, object] = {
-        "namespace": head.namespace,
-        "id": head.id,
-        "pipeline": head.pipeline,
-        "parent_run": head.parent_run,
-        "create_time": created,
-        "labels": dict(head.labels),
-    }
-    if plan.steps[index].is_finally:
-        state = head.outcome or outcome(plan, bytes(seen.states[: plan.main]))[0]
-        run["state"] = run_pb2.RunState.Name(state).removeprefix("RUN_STATE_")
-    return run
-
-
-def _matrix(index: int, seen: Seen) -> Struct:
-    """The values of an instance."""
-    record = seen.steps[seen.plan.steps[index].matrix_step]
-    return Struct.FromString(values_of(record, index)) if record is not None else Struct()
-
-
-def _steps(wanted: Iterable[str], seen: Seen) -> dict[str, object]:
-    """The earlier steps that are referred to; one that never ran has no data."""
-    found: dict[str, object] = {}
-    for step in wanted:
-        index = seen.plan.index.get(step)
-        if index is None or seen.states[index] not in TERMINAL_STEP:
-            continue
-        reason = seen.reasons[index]
-        found[step] = {
-            "state": run_pb2.StepState.Name(seen.states[index]).removeprefix("STEP_STATE_"),  # type: ignore[arg-type]
-            "reason": run_pb2.StepReason.Name(reason).removeprefix("STEP_REASON_") if reason else "",  # type: ignore[arg-type]
-            "data": _data(index, seen),
-        }
-    return found
-
-
-def _data(index: int, seen: Seen) -> Struct | ListValue:
-    """The data of a step's result; of one with a matrix a list, with that of each instance in its place."""
-    if seen.plan.steps[index].matrix is None:
-        record = seen.steps[index]
-        return Struct.FromString(record.result.data) if record is not None else Struct()
-    return data_of([seen.steps[place] for place in seen.plan.instances.get(index, ())])
 
 
 _FAILURES = (NoValue, NotAnExpression)

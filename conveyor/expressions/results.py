@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from cel_expr_python import cel
-from google.protobuf.struct_pb2 import Value
 
 from conveyor.core import limits
+from conveyor.expressions import encoding
 from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
 
 _EXACT = 2**53
@@ -17,72 +17,98 @@ NOT_JSON = frozenset({"BYTES", "TYPE", "optional_type"})
 """Static types that no JSON value has."""
 
 
+class Room:
+    """How many bytes are left for what the expressions of one field come to."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, size: int) -> None:
+        """Raises NoRoom."""
+        self._left -= size
+        if self._left < 0:
+            raise NoRoom
+
+    def text(self, text: str) -> bytes:
+        """A text as a value. Raises NoRoom."""
+        data = text.encode()
+        self.take(len(data) + 1)
+        return encoding.text(data)
+
+
 def truth(value: cel.Value) -> bool:
     """Whether a condition holds. Raises NoValue."""
-    if value.type() != cel.Type.BOOL:
+    plain = _plain(value)
+    if not isinstance(plain, bool):
         raise NoValue(f"it is {_called(value)}, neither true nor false")
-    return bool(value.value())
+    return plain
 
 
 def text(value: cel.Value) -> str:
     """What stands for the value within other text. Raises NoValue."""
-    kind = value.type().name()
-    plain = None if kind.startswith(("LIST", "MAP")) else _scalar(value)
+    plain = _plain(value)
     if isinstance(plain, str):
         return plain
-    if isinstance(plain, bool):
-        return "true" if plain else "false"
-    if isinstance(plain, float):
-        return f"{plain:.0f}" if plain.is_integer() and abs(plain) <= _EXACT else repr(plain)
+    if not isinstance(plain, list | dict):
+        plain = _scalar(plain, value)
+        if isinstance(plain, str):
+            return plain
+        if isinstance(plain, bool):
+            return "true" if plain else "false"
+        if isinstance(plain, float):
+            return f"{plain:.0f}" if plain.is_integer() and abs(plain) <= _EXACT else repr(plain)
     raise NoValue(f"it is {_called(value)}, which has no place within other text")
 
 
-def fill(target: Value, value: cel.Value, room: int) -> int:
-    """Write the value as JSON; how many bytes of `room` are left. Raises NoValue, TooLarge, NoRoom."""
-    return _fill(target, value, room, limits.STRUCT_NESTING - 1)
-
-
-def _fill(target: Value, value: cel.Value, room: int, depth: int) -> int:
-    kind = value.type().name()
-    if kind.startswith("LIST"):
-        if depth < 1:
-            raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
-        target.list_value.SetInParent()  # there, even if it is empty
-        items = target.list_value.values
-        for item in value.value():
-            room = _fill(items.add(), item, _left(room, 1), depth - 1)
-        return room
-    if kind.startswith("MAP"):
-        if depth < 1:
-            raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
-        target.struct_value.SetInParent()
-        fields = target.struct_value.fields
-        for key, item in value.value().items():
-            if not isinstance(key, str):
-                raise NoValue("a map has a key that is no text")
-            room = _fill(fields[key], item, _left(room, len(key) + 4), depth - 1)
-        return room
-    plain = _scalar(value)
+def encode(value: cel.Value, room: Room, depth: int = limits.STRUCT_NESTING - 1) -> bytes:
+    """The value as JSON, a serialized google.protobuf.Value. Raises NoValue, TooLarge, NoRoom."""
+    plain = _plain(value)
+    if isinstance(plain, str):
+        return room.text(plain)
+    if isinstance(plain, list):
+        _check(depth)
+        return encoding.array(b"".join([encoding.item(_encode_item(each, room, depth)) for each in plain]))
+    if isinstance(plain, dict):
+        _check(depth)
+        return encoding.mapping(b"".join([_encode_entry(key, each, room, depth) for key, each in plain.items()]))
+    room.take(1)
+    plain = _scalar(plain, value)
     if plain is None:
-        target.null_value = 0  # type: ignore[assignment]
-    elif isinstance(plain, bool):
-        target.bool_value = plain
-    elif isinstance(plain, str):
-        room = _left(room, len(plain))
-        target.string_value = plain
-    else:
-        target.number_value = plain
-    return _left(room, 1)
+        return encoding.NULL
+    if isinstance(plain, bool):
+        return encoding.TRUE if plain else encoding.FALSE
+    return room.text(plain) if isinstance(plain, str) else encoding.number(plain)
 
 
-def _left(room: int, taken: int) -> int:
-    if room < taken:
-        raise NoRoom
-    return room - taken
+def _encode_item(value: cel.Value, room: Room, depth: int) -> bytes:
+    room.take(1)
+    return encode(value, room, depth - 1)
 
 
-def _scalar(value: cel.Value) -> str | bool | float | None:
-    plain: Any = value.value()
+def _encode_entry(key: object, value: cel.Value, room: Room, depth: int) -> bytes:
+    if not isinstance(key, str):
+        raise NoValue("a map has a key that is no text")
+    room.take(len(key) + 4)
+    return encoding.entry(encoding.key(key), encode(value, room, depth - 1))
+
+
+def _check(depth: int) -> None:
+    if depth < 1:
+        raise TooLarge(f"it is nested deeper than {limits.STRUCT_NESTING} levels")
+
+
+def _plain(value: cel.Value) -> Any:
+    """The value, or a list or map of such values. Raises NoValue."""
+    try:
+        return value.value()
+    except TypeError:
+        # The only kind of value that the library does not give out.
+        raise NoValue("it is an optional; .orValue() gives it a value") from None
+
+
+def _scalar(plain: Any, value: cel.Value) -> str | bool | float | None:
     if plain is None or isinstance(plain, str | bool):
         return plain
     if isinstance(plain, int):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cel_expr_python import cel
 from google.protobuf.struct_pb2 import Struct, Value
 
-from conveyor.core import limits
 from conveyor.expressions import results
-from conveyor.expressions.errors import Fault, NoRoom, NotAnExpression, NoValue, TooLarge
+from conveyor.expressions.errors import Fault, NotAnExpression
 from conveyor.expressions.expression import Expression
 
 OPEN, CLOSE = "${{", "}}"
@@ -79,18 +78,6 @@ def compile_text(text: str, compiled: Compile) -> Template:
     return Template(tuple(pieces), len(pieces) == 1 and isinstance(pieces[0], Part))
 
 
-def render(template: Template, target: Value, evaluate: Evaluate, room: int) -> int:
-    """Write what a text comes to; how many bytes of `room` are left. Raises NoValue."""
-    if template.whole:
-        (part,) = template.parts()
-        return results.fill(target, evaluate(part.expression), room)
-    text = render_text(template, evaluate)
-    if (size := len(text.encode())) > room:
-        raise NoRoom
-    target.string_value = text
-    return room - size
-
-
 def render_text(template: Template, evaluate: Evaluate) -> str:
     """What it comes to where only text has a place. Raises NoValue."""
     return "".join(
@@ -120,40 +107,6 @@ def _texts(value: Value, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
 def spell(keys: tuple[str | int, ...], root: str = "params") -> str:
     """Keys and indexes as a path within params, or what `root` names."""
     return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-
-
-def render_struct(
-    source: Struct,
-    templates: Iterable[tuple[tuple[str | int, ...], Template]],
-    evaluate: Evaluate,
-    root: str = "params",
-    most: int = limits.STEP_PARAMS_BYTES,
-) -> bytes:
-    """The values with what their texts come to, serialized. Raises NoValue whose message begins with the path."""
-    made = Struct()
-    made.CopyFrom(source)
-    room = most
-    for keys, template in templates:
-        value = _at(made, keys)
-        value.Clear()
-        try:
-            room = render(template, value, evaluate, room)
-        except NoRoom:
-            raise TooLarge(f"{spell(keys, root)}: {root} takes more than {most} bytes") from None
-        except NoValue as error:
-            raise type(error)(f"{spell(keys, root)}: {error}") from None
-    data = made.SerializeToString()
-    if len(data) > most:
-        raise TooLarge(f"{root} takes {len(data)} bytes; at most {most}")
-    return data
-
-
-def _at(struct: Struct, keys: tuple[str | int, ...]) -> Value:
-    first, *rest = keys
-    value = struct.fields[str(first)]
-    for key in rest:
-        value = value.list_value.values[key] if isinstance(key, int) else value.struct_value.fields[key]
-    return value
 
 
 def _place(text: str, offset: int, message: str) -> Fault:

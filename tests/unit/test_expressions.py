@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,8 +12,10 @@ from conveyor.core import limits
 from conveyor.expressions import results
 from conveyor.expressions.declarations import Declarations
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
-from conveyor.expressions.expression import Expression, activation, check_expression, compile_expression
-from conveyor.expressions.template import compile_text, render_struct, texts
+from conveyor.expressions.expression import check_expression, compile_expression
+from conveyor.expressions.layout import Layout
+from conveyor.expressions.template import compile_text
+from conveyor.expressions.values import pick
 from conveyor.v1 import pipeline_pb2
 
 PARAMS = [
@@ -48,10 +52,16 @@ VALUES: dict[str, object] = {
 def value(text: str, **values: object) -> object:
     """What an expression comes to, as JSON."""
     given = values or VALUES
-    target = Value()
-    results.fill(target, compile_expression(text).evaluate(activation(given), given), limits.STEP_PARAMS_BYTES)
-    holder = Struct(fields={"v": target})
-    return plain(holder.fields["v"])
+    room = results.Room(limits.STEP_PARAMS_BYTES)
+    return plain(Value.FromString(results.encode(compile_expression(text).evaluate(picked(given)), room)))
+
+
+def picked(values: dict[str, object]) -> dict[str, Any]:
+    """All of the values, as expressions are given them."""
+    return {
+        key: pick(each, None) if isinstance(each, Struct) else picked(each) if isinstance(each, dict) else each
+        for key, each in values.items()
+    }
 
 
 def plain(each: Value) -> object:
@@ -238,14 +248,9 @@ def test_what_takes_a_while_is_done() -> None:
 
 def rendered(source: Struct, values: dict[str, object] | None = None) -> dict[str, object]:
     """What params with expressions come to."""
-    given = values or VALUES
-    templates = [(keys, compile_text(text, compile_expression)) for keys, text in texts(source)]
-    ready = activation(given)
-
-    def evaluate(expression: Expression) -> object:
-        return expression.evaluate(ready, given)
-
-    made = Struct.FromString(render_struct(source, templates, evaluate))  # type: ignore[arg-type]
+    given = picked(values or VALUES)
+    layout = Layout.of(source, compile_expression)
+    made = Struct.FromString(layout.render(lambda expression: expression.evaluate(given)))
     return {key: plain(each) for key, each in made.fields.items()}
 
 
