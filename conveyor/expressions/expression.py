@@ -16,7 +16,7 @@ from conveyor.expressions.errors import Fault, MissingValue, NotAnExpression, No
 from conveyor.expressions.syntax import Outline, outline
 
 Values = Mapping[str, object]
-"""Variables with their values: dicts, lists, text, numbers, and Timestamps of google.protobuf."""
+"""Variables with their values: dicts, lists, text, numbers, and messages of google.protobuf."""
 
 _ERROR = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
 _STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")

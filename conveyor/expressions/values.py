@@ -5,7 +5,7 @@ The library converts all that it is given, anew at each evaluation: so it is giv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +22,7 @@ from conveyor.v1 import resource_pb2, run_pb2
 Wanted = dict[str, "Wanted | None"]
 """Keys, and below each what of its value; None stands for all of it."""
 
+_NUL = "\0"
 _STATES: dict[int, str] = {number: name.removeprefix("STEP_STATE_") for name, number in run_pb2.StepState.items()}
 _REASONS: dict[int, str] = {number: name.removeprefix("STEP_REASON_") for name, number in run_pb2.StepReason.items()}
 _REASONS[run_pb2.STEP_REASON_UNSPECIFIED] = ""
@@ -44,12 +45,17 @@ def _add(level: Wanted, names: Sequence[str]) -> None:
     level[names[-1]] = None
 
 
-def pick(struct: Struct, wanted: Wanted | None) -> dict[str, object]:
-    """What is wanted of a struct, as far as it is there."""
+def pick(struct: Struct, wanted: Wanted | None) -> dict[str, object] | Struct:
+    """What is wanted of a struct, as far as it is there.
+
+    The library cuts texts of Python where they have a NUL, unlike those in messages: what has one stays a message.
+    """
     fields = struct.fields
-    if wanted is None:
-        return {key: _plain(value) for key, value in fields.items()}
-    return {key: _part(fields[key], below) for key, below in wanted.items() if key in fields}
+    if any(_NUL in key for key in (fields if wanted is None else wanted)):
+        return struct
+    if wanted is not None:
+        return {key: _part(fields[key], below) for key, below in wanted.items() if key in fields}
+    return {key: _plain(value) for key, value in fields.items()}
 
 
 def _part(value: Value, wanted: Wanted | None) -> object:
@@ -59,11 +65,21 @@ def _part(value: Value, wanted: Wanted | None) -> object:
 
 def _plain(value: Value) -> object:
     kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        text = value.string_value
+        return text if _NUL not in text else value
     if kind == "struct_value":
         return pick(value.struct_value, None)
     if kind == "list_value":
         return [_plain(item) for item in value.list_value.values]
     return None if kind is None or kind == "null_value" else getattr(value, kind)
+
+
+def _labels(labels: Mapping[str, str]) -> dict[str, object] | Struct:
+    struct = Struct()
+    for key, value in labels.items():
+        struct.fields[key].string_value = value
+    return pick(struct, None)
 
 
 class RunValues:
@@ -101,7 +117,7 @@ def _resource(resource: resource_pb2.Resource, wanted: Wanted | None) -> dict[st
         if name == "spec":
             found[name] = pick(resource.spec, wanted[name] if wanted else None)
         elif name == "labels":
-            found[name] = dict(resource.labels)
+            found[name] = _labels(resource.labels)
         elif name in FIELDS["Resource"]:
             found[name] = getattr(resource, name)
     return found
@@ -117,7 +133,7 @@ def _run(index: int, seen: Seen) -> dict[str, object]:
         "pipeline": head.pipeline,
         "parent_run": head.parent_run,
         "create_time": created,
-        "labels": dict(head.labels),
+        "labels": _labels(head.labels),
     }
     if plan.steps[index].is_finally:
         state = head.outcome or outcome(plan, bytes(seen.states[: plan.main]))[0]
@@ -125,7 +141,7 @@ def _run(index: int, seen: Seen) -> dict[str, object]:
     return run
 
 
-def _matrix(wanted: Wanted | None, index: int, seen: Seen) -> dict[str, object]:
+def _matrix(wanted: Wanted | None, index: int, seen: Seen) -> dict[str, object] | Struct:
     """The values of an instance."""
     record = seen.steps[seen.plan.steps[index].matrix_step]
     return pick(Struct.FromString(values_of(record, index)), wanted) if record is not None else {}
@@ -145,7 +161,7 @@ def _steps(wanted: Wanted, seen: Seen) -> dict[str, object]:
     return found
 
 
-def _data(wanted: Wanted | None, index: int, seen: Seen) -> dict[str, object] | Sequence[object]:
+def _data(wanted: Wanted | None, index: int, seen: Seen) -> object:
     """The data of a step's result, nothing for one that never ran; of one with a matrix a list of its instances'."""
     if seen.plan.steps[index].matrix is not None:
         data = data_of([seen.steps[place] for place in seen.plan.instances.get(index, ())])
