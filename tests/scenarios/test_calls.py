@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from tests.support.behaviour import Hold, big, echo, fail, ok
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
 from tests.support.calls import call, children, text, there
+from tests.support.cli import Cli
 
 
 class Flaky:
@@ -334,3 +336,37 @@ async def test_a_run_within_that_runs_is_deleted_with_nobody_waiting_only(belt: 
     assert (await belt.client.runs.get(outer.id)).steps[0].child_run == child.id
     with pytest.raises(NotFound):
         await belt.client.runs.get(child.id)
+
+
+async def test_the_command_line_shows_runs_within_and_their_logs(belt: Belt) -> None:
+    hold = Hold()
+
+    async def say(job: Job) -> None:
+        job.log("at %s", job.step)
+        if job.step == "last":
+            await hold(job)
+
+    belt.drive("say", say)
+    cli = Cli(belt.address, belt.namespace)
+    await belt.pipeline(step("first", "say"), step("last", "say"), name="inner")
+    await belt.pipeline(call("inner", "inner"), name="middle")
+    await belt.pipeline(step("begin", "say"), call("middle", "middle"))
+    run = await belt.start()
+    followed = asyncio.create_task(asyncio.to_thread(cli, "run", "logs", run.id, "--children", "-f"))
+    await hold.started.wait()
+    (middle,) = await children(belt, run)
+    (inner,) = await children(belt, middle)
+    shown = await asyncio.to_thread(cli, "run", "get", run.id)
+    assert f"run {middle.id}" in shown.out.partition("Runs of its steps:")[0]
+    assert middle.id in shown.out.partition("Runs of its steps:")[2]
+    shown = await asyncio.to_thread(cli, "run", "get", inner.id)
+    assert f"Step of: run {middle.id}, step inner" in " ".join(shown.out.split())
+    hold.released.set()
+    assert state(await belt.ended(run)) == "SUCCEEDED"
+    said = ["[begin] at begin", "[middle/inner/first] at first", "[middle/inner/last] at last"]
+    assert sorted((await followed).out.splitlines()) == said
+    stored = await asyncio.to_thread(cli, "run", "logs", run.id, "--children")
+    assert stored.out.splitlines() == said
+    assert (await asyncio.to_thread(cli, "run", "logs", run.id)).out.splitlines() == said[:1]
+    refused = await asyncio.to_thread(cli, "run", "logs", run.id, "--children", "--step", "begin")
+    assert (refused.code, "--children shows all lines of all steps" in refused.err) == (2, True)

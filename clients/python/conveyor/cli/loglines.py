@@ -22,12 +22,15 @@ class LogPrinter:
         """The prefix of the line that goes on, when the last one was a part."""
         self._unflushed = False
 
-    def write(self, line: LogLine) -> bool:
-        """Write a line; True when a flush is due that nobody was told of yet."""
+    def write(self, line: LogLine, way: str = "") -> bool:
+        """Write a line; True when a flush is due that nobody was told of yet.
+
+        `way` are the steps that lead to its run, from the one that was asked for.
+        """
         if self._json:
             print_line(encode(line))
             return False
-        prefix = self._prefix(line)
+        prefix = self._prefix(line, way)
         if line.lost:
             self._put(self._ended() + self._start(line, prefix) + f"… {line.lost} lines were lost\n")
         else:
@@ -65,10 +68,10 @@ class LogPrinter:
             return f"{line.time.ToJsonString()} {prefix}"
         return prefix
 
-    def _prefix(self, line: LogLine) -> str:
+    def _prefix(self, line: LogLine, way: str) -> str:
         if self._raw:
             return ""
-        name = line.step or line.driver
+        name = way + (line.step or line.driver)
         if line.attempt > 1:
             name = f"{name}#{line.attempt}"
         return f"[{name}] " if name else ""
