@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conveyor.sdk import InvalidArgument, Job, to_struct
-from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Param
+from conveyor.v1.pipeline_pb2 import LabelOperator, LabelRequirement, LabelSelector, Matrix, Param
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Transport
 from tests.support.behaviour import Hold, ok
@@ -145,6 +145,28 @@ async def test_a_selector_comes_of_params_and_earlier_results(belt: Belt) -> Non
         term("zone", LabelOperator.LABEL_OPERATOR_IN, "c", "b"), os="linux-arm64"
     )
     assert one(ended.steps, "a").params == to_struct({"n": 2})
+
+
+async def test_instances_of_a_matrix_go_to_different_workers(belt: Belt) -> None:
+    where = Where()
+    for name in ("amd64", "arm64"):
+        drive(belt, where, name, os=name)
+    await connected(belt, 2)
+    axis = to_struct({"os": ["arm64", "amd64", "riscv"]}).fields["os"]
+    await belt.pipeline(
+        step("a", "build", matrix=Matrix(axes={"os": axis}), worker_selector=on(os="${{ matrix.os }}")),
+        step("b", "build", matrix=Matrix(axes={"os": axis}), worker_selector=on(os="arm64")),
+        graph=True,
+    )
+    run = await belt.start()
+    waiting = await belt.until_step(run, "a[2]", "QUEUED", reason="NO_WORKER")
+    assert waiting.message == "no worker with os=riscv (2 connected: 1 with os=amd64; 1 with os=arm64)"
+    drive(belt, where, "riscv", os="riscv")
+    ended = await belt.ended(run)
+    assert (state(ended), where.had) == (
+        "SUCCEEDED",
+        {"a[0]": "arm64", "a[1]": "amd64", "a[2]": "riscv"} | {f"b[{n}]": "arm64" for n in range(3)},
+    )
 
 
 async def test_a_selector_that_comes_to_nothing_fails_the_step(belt: Belt) -> None:

@@ -173,6 +173,28 @@ def test_a_full_run_has_its_steps_in_order_and_its_snapshots() -> None:
     assert not run.HasField("params")
 
 
+def evaluated(size: int = 1) -> storage_pb2.StepRecord:
+    """The record of a step whose expressions came to so many bytes."""
+    params = Struct()
+    params.update({"k": "x" * size})
+    selector = pipeline_pb2.LabelSelector(match_labels={"os": "arm64"})
+    return storage_pb2.StepRecord(params=params.SerializeToString(), worker_selector=selector)
+
+
+def test_a_full_run_shows_what_came_of_expressions() -> None:
+    run = full_run(head(), 1, spec(), [evaluated(), None])
+    assert (run.steps[0].params["k"], run.steps[0].worker_selector.match_labels) == ("x", {"os": "arm64"})
+    assert not run.steps[1].HasField("params")
+    assert not run.steps[1].HasField("worker_selector")
+
+
+def test_a_run_that_would_not_fit_leaves_out_what_came_of_expressions() -> None:
+    records = [evaluated(limits.STEP_PARAMS_BYTES // 2)] * limits.STEPS
+    run = full_run(head(limits.STEPS), 1, spec(limits.STEPS), records)
+    assert run.ByteSize() < limits.MESSAGE_BYTES
+    assert not any(step.HasField("params") or step.HasField("worker_selector") for step in run.steps)
+
+
 def test_the_largest_run_fits_into_a_message_and_keeps_its_data() -> None:
     text = "ß" * (limits.RESULT_MESSAGE_BYTES // 2)
     data = Struct()
