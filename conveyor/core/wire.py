@@ -14,7 +14,8 @@ def tag(field: FieldDescriptor) -> bytes:
 
 def delimited(tag: bytes, content: bytes) -> bytes:
     """A field with a serialized message, text or bytes."""
-    return b"".join((tag, varint(len(content)), content))
+    size = len(content)
+    return b"".join((tag, _SHORT[size] if size < 128 else varint(size), content))
 
 
 def varint(number: int) -> bytes:

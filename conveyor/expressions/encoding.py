@@ -45,4 +45,5 @@ def key(name: str) -> bytes:
 
 def entry(key: bytes, value: bytes) -> bytes:
     """An entry of a map: what `key` made, and a value."""
-    return delimited(b"\x0a", b"".join((key, b"\x12", varint(len(value)), value)))
+    content = b"".join((key, b"\x12", varint(len(value)), value))
+    return b"".join((b"\x0a", varint(len(content)), content))

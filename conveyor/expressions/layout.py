@@ -20,6 +20,7 @@ class _Text:
 
     keys: tuple[str | int, ...]
     template: Template
+    whole: Expression | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,9 @@ class _Compiler:
         before = len(self.templates)
         node: _Node | None = None
         if value.HasField("string_value") and OPEN in value.string_value:
-            node = _Text(keys, compile_text(value.string_value, self._compiled))
-            self.templates.append(node.template)
+            template = compile_text(value.string_value, self._compiled)
+            self.templates.append(template)
+            node = _Text(keys, template, next(template.parts()).expression if template.whole else None)
         elif value.HasField("struct_value"):
             node = self.struct(value.struct_value, keys)
         elif value.HasField("list_value"):
@@ -126,11 +128,11 @@ class _Rendering:
         return encoding.array(b"".join(items))
 
     def _text(self, node: _Text) -> bytes:
-        template, layout = node.template, self._layout
+        layout = self._layout
         try:
-            if template.whole:
-                return results.encode(self._evaluate(next(template.parts()).expression), self._room)
-            return self._room.text(render_text(template, self._evaluate))
+            if node.whole is not None:
+                return results.encode(self._evaluate(node.whole), self._room)
+            return self._room.text(render_text(node.template, self._evaluate))
         except NoRoom:
             where = spell(node.keys, layout.root)
             raise TooLarge(f"{where}: {layout.root} takes more than {layout.most} bytes") from None

@@ -34,7 +34,9 @@ class Room:
     def text(self, text: str) -> bytes:
         """A text as a value. Raises NoRoom."""
         data = text.encode()
-        self.take(len(data) + 1)
+        self._left -= len(data) + 1
+        if self._left < 0:
+            raise NoRoom
         return encoding.text(data)
 
 

@@ -6,6 +6,7 @@ The library converts all that it is given, anew at each evaluation: so it is giv
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,6 +28,8 @@ _STATES: dict[int, str] = {number: name.removeprefix("STEP_STATE_") for name, nu
 _REASONS: dict[int, str] = {number: name.removeprefix("STEP_REASON_") for name, number in run_pb2.StepReason.items()}
 _REASONS[run_pb2.STEP_REASON_UNSPECIFIED] = ""
 
+_ALL_OF_A_RESOURCE: Wanted = dict.fromkeys(FIELDS["Resource"])
+
 
 def wanted(references: Iterable[Reference]) -> Wanted:
     """What the references need, variables at the top."""
@@ -37,7 +40,10 @@ def wanted(references: Iterable[Reference]) -> Wanted:
 
 
 def _add(level: Wanted, names: Sequence[str]) -> None:
-    for name in names[:-1]:
+    for name, next_ in pairwise(names):
+        if _NUL in next_:
+            level[name] = None  # see pick
+            return
         below = level.setdefault(name, {})
         if below is None:
             return  # All of it is wanted anyway.
@@ -51,10 +57,10 @@ def pick(struct: Struct, wanted: Wanted | None) -> dict[str, object] | Struct:
     The library cuts texts of Python where they have a NUL, unlike those in messages: what has one stays a message.
     """
     fields = struct.fields
-    if any(_NUL in key for key in (fields if wanted is None else wanted)):
-        return struct
     if wanted is not None:
         return {key: _part(fields[key], below) for key, below in wanted.items() if key in fields}
+    if _NUL in "".join(fields):
+        return struct
     return {key: _plain(value) for key, value in fields.items()}
 
 
@@ -66,7 +72,7 @@ def _part(value: Value, wanted: Wanted | None) -> object:
 def _plain(value: Value) -> object:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
-        text = value.string_value
+        text: str = value.string_value
         return text if _NUL not in text else value
     if kind == "struct_value":
         return pick(value.struct_value, None)
@@ -111,14 +117,13 @@ class RunValues:
 
 
 def _resource(resource: resource_pb2.Resource, wanted: Wanted | None) -> dict[str, object]:
-    names: Iterable[str] = FIELDS["Resource"] if wanted is None else wanted
     found: dict[str, object] = {}
-    for name in names:
+    for name, below in (_ALL_OF_A_RESOURCE if wanted is None else wanted).items():
         if name == "spec":
-            found[name] = pick(resource.spec, wanted[name] if wanted else None)
+            found[name] = pick(resource.spec, below)
         elif name == "labels":
             found[name] = _labels(resource.labels)
-        elif name in FIELDS["Resource"]:
+        elif name in _ALL_OF_A_RESOURCE:
             found[name] = getattr(resource, name)
     return found
 
