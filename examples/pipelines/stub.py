@@ -6,6 +6,9 @@ Run it beside a server: `python examples/pipelines/stub.py`. The words of a scri
 - `sleep SECONDS`: take that long first, unless told to stop;
 - `output KEY=VALUE ...`: succeed with these data;
 - a list: one of these for each attempt, the last one for all further ones.
+
+A step is looked up under the name that its param `script` gives, else under its id, and an instance of a matrix under
+that of its step too.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ driver = Driver("stub", slots=64)
 
 
 def words(job: Job) -> tuple[str, str]:
-    """What the script says for this attempt: a word and what follows it. Instances of a matrix may share one entry."""
+    """What the script says for this attempt: a word and what follows it."""
     script = job.spec.get("script", {})
-    said = script.get(job.step, script.get(job.step.partition("[")[0], "ok"))
+    name = job.params.get("script", job.step)
+    said = script.get(name, script.get(name.partition("[")[0], "ok"))
     if isinstance(said, list):
         said = said[min(job.attempt, len(said)) - 1]
     word, _, rest = said.partition(" ")

@@ -21,6 +21,9 @@ from tests.support.wait import until
 FOLDER = Path(__file__).parents[2] / "examples" / "pipelines"
 """Where the pipelines are."""
 
+TIMED_OUT = 6
+"""The exit code of a wait that took too long."""
+
 Script = Mapping[str, str | list[str]]
 
 
@@ -97,11 +100,13 @@ class Stage:
     def client(self) -> Client:
         return self.belt.client
 
-    def work(self, *, driver: str = "stub", **options: Any) -> None:
-        """Have a worker of the stub."""
+    def work(self, *, seen: set[str] | None = None, **options: Any) -> None:
+        """Have a worker of the stub; `seen` gets the steps that it is given."""
         stub = _stub()
 
         async def perform(job: Job) -> dict[str, str]:
+            if seen is not None:
+                seen.add(job.step)
             self.dispatches.append(Dispatch(job.run, job.step, job.attempt, job.params))
             self.at_work.append(job.step)
             self.most_at_work = max(self.most_at_work, len(self.at_work))
@@ -114,7 +119,7 @@ class Stage:
             finally:
                 self.at_work.remove(job.step)
 
-        self.belt.drive(driver, perform, slots=64, **options)
+        self.belt.drive("stub", perform, slots=64, **options)
 
     def _gate(self, step: str) -> asyncio.Event:
         return self.released.setdefault(step, asyncio.Event())
@@ -149,7 +154,8 @@ class Stage:
 
     async def ended(self, run: str) -> Played:
         """Wait for the end of a run by the CLI."""
-        waited = await self.cli("run", "wait", run)
+        waited = await self.cli("run", "wait", run, "--timeout", "50s")
+        assert waited.code != TIMED_OUT, (await self.cli("run", "get", run)).out
         return Played(await self.client.runs.get(run), waited.code, self.given(run))
 
     async def play(self, script: Script | None = None, **params: str) -> Played:
