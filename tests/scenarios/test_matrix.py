@@ -9,29 +9,13 @@ from typing import Any
 import pytest
 
 from conveyor.sdk import InvalidArgument, Job, RunUpdate, to_struct
-from conveyor.v1.pipeline_pb2 import Matrix, TriggerRule
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Counted, Hold, Late, fail, ok
-from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
+from tests.support.belt import Belt, matrix, on_both_stores, one, reason, state, states, step, step_reason
 from tests.support.cli import Cli
 from tests.support.wait import until
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "jetstream"])
-NONE_FAILED = TriggerRule.TRIGGER_RULE_NONE_FAILED
-
-
-def matrix(
-    axes: dict[str, Any] | None = None,
-    *,
-    include: list[dict[str, Any]] | None = None,
-    exclude: list[dict[str, Any]] | None = None,
-    **fields: Any,
-) -> Matrix:
-    """A matrix from plain values."""
-    made = Matrix(include=map(to_struct, include or ()), exclude=map(to_struct, exclude or ()), **fields)
-    for name, value in to_struct(axes or {}).fields.items():
-        made.axes[name].CopyFrom(value)
-    return made
 
 
 def values(run: Run) -> dict[str, str]:

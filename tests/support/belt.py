@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from conveyor.sdk import Client, Driver, to_struct
-from conveyor.v1.pipeline_pb2 import Order, Pipeline, RetryPolicy, Step
+from conveyor.v1.pipeline_pb2 import Matrix, Order, Pipeline, RetryPolicy, Step
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, RunReason, RunState, StepReason, StepRun, StepState
@@ -53,6 +53,20 @@ def step(
         made.timeout.FromTimedelta(timedelta(seconds=timeout))
     if queue_timeout:
         made.queue_timeout.FromTimedelta(timedelta(seconds=queue_timeout))
+    return made
+
+
+def matrix(
+    axes: dict[str, Any] | None = None,
+    *,
+    include: list[dict[str, Any]] | None = None,
+    exclude: list[dict[str, Any]] | None = None,
+    **fields: Any,
+) -> Matrix:
+    """A matrix from plain values."""
+    made = Matrix(include=map(to_struct, include or ()), exclude=map(to_struct, exclude or ()), **fields)
+    for name, value in to_struct(axes or {}).fields.items():
+        made.axes[name].CopyFrom(value)
     return made
 
 
