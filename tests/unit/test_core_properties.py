@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conveyor.core import draft
+from conveyor.core.inputs import Expansion, Seen, Verdict
+from conveyor.core.matrix import values_of
 from conveyor.core.model import (
     CancelRequested,
     Claim,
@@ -42,6 +44,7 @@ from tests.support.core import (
     FAILED,
     PENDING,
     QUEUED,
+    RETRYING,
     RUNNING,
     SKIPPED,
     SUCCEEDED,
@@ -100,7 +103,7 @@ def naive_outcome(source: pipeline_pb2.Pipeline, ends: list[int]) -> int:
 
 
 @st.composite
-def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True) -> pipeline_pb2.Pipeline:
+def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True, matrices: bool = True) -> pipeline_pb2.Pipeline:
     """Lists and graphs with everything that a step may say."""
     graph = draw(st.booleans())
     names = [f"s{i}" for i in range(draw(st.integers(1, most)))]
@@ -114,6 +117,12 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True) -> pipeline
                 own["default_decision"] = draw(st.integers(0, 2))
             return {"gate": own, "allow_failure": draw(st.booleans())}
         details: dict[str, Any] = {"driver": draw(drivers), "allow_failure": draw(st.booleans())}
+        if matrices and draw(st.integers(0, 3)) == 0:
+            own = {"max_parallel": draw(st.integers(0, 2))}
+            if draw(st.booleans()):
+                own["fail_fast"] = draw(st.booleans())
+            details["matrix"] = own
+            details["when"] = draw(st.sampled_from(["", "x"]))
         if draw(st.booleans()):
             details["retry"] = {
                 "max_attempts": draw(st.integers(1, 3)),
@@ -143,9 +152,34 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True) -> pipeline
         for s in source.steps:
             del s.needs[:]
             s.driver = "x"
+            s.ClearField("matrix")
+            s.ClearField("when")
             s.ClearField("retry")
             s.trigger_rule = pipeline_pb2.TRIGGER_RULE_UNSPECIFIED
     return source
+
+
+class Fixed:
+    """Expressions that come to the same at any time: up to five instances, of which some are skipped, and one fails."""
+
+    def judge(self, index: int, seen: Seen) -> Verdict:
+        """Of an instance, by its values."""
+        record = seen.steps[seen.plan.steps[index].matrix_step]
+        assert record is not None
+        n = int(values_of(record, index))
+        if n % 7 == 3:
+            return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+        return Verdict(run_pb2.STEP_REASON_INPUT_MISSING, "it is not there") if n % 20 == 5 else Verdict()
+
+    def expand(self, index: int, seen: Seen) -> Expansion:
+        """Each has its number."""
+        name = seen.plan.steps[index].id
+        first = sum(name.encode())
+        return Expansion(instances=[str(n).encode() for n in range(first, first + first % 6)])
+
+    def repeats(self, index: int) -> bool:
+        """Always."""
+        return True
 
 
 class World:
@@ -153,7 +187,7 @@ class World:
 
     def __init__(self, source: pipeline_pb2.Pipeline, seed: int, *, crashes: bool = True) -> None:
         self.source = source
-        self.run = Run(source)
+        self.run = Run(source, inputs=Fixed())
         self.random = Random(seed)
         self.crashes = crashes
         self.past: list[Event] = []
@@ -179,7 +213,7 @@ class World:
         run = self.run
         head = storage_pb2.RunHead.FromString(run.state.head.SerializeToString())
         records = [storage_pb2.StepRecord.FromString(record.SerializeToString()) for record in run.stored.values()]
-        run.state = RunState.of(run.plan, head, records)
+        run.state = RunState.of(run.source, head, records, run.state.inputs)
         run.stored = {i: record for i, record in enumerate(run.state.steps) if record is not None}
 
     def judge(self, before: RunState, after: RunState) -> None:
@@ -188,11 +222,16 @@ class World:
         ended = [state in TERMINAL for state in states]
         broadcast, main = not source.name, len(source.steps)
         for index, state in enumerate(states):
-            was, reason = before.head.step_states[index], after.head.step_reasons[index]
+            known = before.head.step_states
+            was, reason = known[index] if index < len(known) else PENDING, after.head.step_reasons[index]
             if state == was or was != PENDING:
                 continue
-            if index >= main:
+            each = after.plan.steps[index]
+            if each.is_finally:
                 assert all(ended[:main]), "a finally step began early"
+            if each.is_instance:
+                self.judge_instance(after, index)
+            if each.is_finally or each.is_instance:
                 continue
             needs = [] if broadcast else needs_of(source, index)
             ends = [(states[need], source.steps[need].allow_failure) for need in needs]
@@ -213,6 +252,21 @@ class World:
                 assert source.steps[index].gate.optional
             else:
                 assert after.head.outcome
+
+    def judge_instance(self, after: RunState, index: int) -> None:
+        """An instance has its turn only while its step is under way, and so many at a time."""
+        states, own = after.head.step_states, after.plan.steps[index]
+        matrix = after.plan.steps[own.matrix_step].matrix
+        assert matrix is not None
+        places = after.plan.instances[own.matrix_step]
+        at_work = [i for i in places if states[i] in (QUEUED, RUNNING, RETRYING)]
+        assert len(at_work) <= (matrix.max_parallel or len(places))
+        if states[index] not in TERMINAL:
+            assert states[own.matrix_step] == RUNNING
+        if after.head.step_reasons[index] == run_pb2.STEP_REASON_INSTANCE_FAIL_FAST:
+            assert matrix.fail_fast
+            assert not own.allow_failure
+            assert any(states[i] == FAILED for i in places)
 
     # What may happen
 
@@ -344,14 +398,14 @@ def test_whatever_happens(source: pipeline_pb2.Pipeline, seed: int, records: int
         assert len(set(named)) == len(named), "a result counted twice"
         head = run.state.head
         if not head.outcome:
-            assert head.state == naive_outcome(source, list(head.step_states))
+            assert head.state == naive_outcome(source, list(head.step_states[: run.plan.declared]))
         for event in list(world.past):
             world.send(event)
         assert next_timer(run.state) == 0
 
 
 @settings(max_examples=300, deadline=None)
-@given(pipelines(gates=False), st.randoms(use_true_random=False), st.data())
+@given(pipelines(gates=False, matrices=False), st.randoms(use_true_random=False), st.data())
 def test_end_does_not_depend_on_the_order_of_events(
     source: pipeline_pb2.Pipeline, random: Random, data: st.DataObject
 ) -> None:
@@ -388,7 +442,8 @@ def test_small_commits_come_to_the_same_end(source: pipeline_pb2.Pipeline, seed:
                 world.happen()
             world.let_go()
             head = world.run.state.head
-            ends.append((head.state, head.reason, head.step_states, head.step_reasons))
+            steps = {s.id: (head.step_states[s.index], head.step_reasons[s.index]) for s in world.run.plan.steps}
+            ends.append((head.state, head.reason, steps))
     assert ends[0] == ends[1]
 
 
