@@ -39,10 +39,9 @@ def advance(draft: Draft) -> None:
         index = draft.matrices.pop()
         if draft.states[index] != run_pb2.STEP_STATE_RUNNING:
             continue
+        _start_next(draft, index)
         if is_stopping(draft.plan, draft.states, index):
             _stop_others(draft, index)
-        else:
-            _start_next(draft, index)
         # What ended meanwhile has been looked at.
         draft.matrices.discard(index)
         _end_with_last(draft, index)
@@ -105,11 +104,9 @@ def _start_next(draft: Draft, index: int) -> None:
         place = draft.states.find(run_pb2.STEP_STATE_PENDING, place + 1, places.stop)
         if place < 0 or _at_work(draft, places) >= most:
             return
+        if is_stopping(draft.plan, draft.states, index):
+            return
         if not draft.may_start(place):
-            if is_stopping(draft.plan, draft.states, index):
-                # The expressions of an instance before this one failed it.
-                _stop_others(draft, index)
-                return
             draft.finish(place, run_pb2.STEP_STATE_SKIPPED, run_pb2.STEP_REASON_FAIL_FAST)
         elif draft.fits(place):
             start(draft, place)
