@@ -83,9 +83,9 @@ def pass_by(draft: Draft) -> bool:
     first = -1
     for index, state in enumerate(draft.states):
         step = draft.plan.steps[index]
-        if state not in _UNDER_WAY or step.is_finally or index in draft.plan.instances:
+        if state not in _UNDER_WAY or index in draft.plan.instances:
             continue
-        if step.gate is None or not step.gate.optional:
+        if step.gate is None or not step.gate.optional or step.is_finally:
             return False
         first = index if first < 0 else first
     if first < 0 or not draft.fits(first):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
+from conveyor.core import draft
 from conveyor.core.gates import Standing, missing, standing
 from conveyor.core.inherit import inheritable
 from conveyor.core.inputs import Verdict
@@ -175,6 +178,27 @@ def test_fail_fast_ends_a_gate() -> None:
     run.start()
     run.report("a", "FAILED")
     assert run.step("ask") == "SKIPPED FAIL_FAST"
+
+
+def test_a_run_that_is_about_to_stop_takes_no_decision() -> None:
+    """One commit has no room for stopping all that a failure stops; a restart may come in between."""
+    gates = [gate("one", timeout=60, default_decision=APPROVED), gate("two", timeout=60)]
+    run = Run(pipeline(step("a"), *gates, graph=True))
+    with patch.object(draft, "MAX_RECORDS", 1):
+        run.start()
+        run.claim("a")
+        assert run.send(run.result("a", "FAILED")).more
+        assert standing(run.state, 1, APPROVED, "ann") is Standing.CLOSED
+        assert not run.send(StepDecided(1, APPROVED, "ann")).dirty
+        run.tick(60)
+    assert (run.step("one"), run.step("two")) == ("SKIPPED FAIL_FAST", "SKIPPED FAIL_FAST")
+
+
+def test_a_gate_is_not_passed_by_before_all_others_have_had_room_to_start() -> None:
+    with patch.object(draft, "MAX_RECORDS", 1):
+        run = Run(pipeline(gate("ask", optional=True), step("b"), graph=True))
+        run.start()
+    assert (run.step("ask"), run.step("b")) == ("QUEUED AWAITING_DECISION", "QUEUED")
 
 
 def test_a_finally_step_may_be_a_gate() -> None:

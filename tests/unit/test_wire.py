@@ -111,6 +111,7 @@ def full_assignment() -> worker_pb2.Assignment:
         assignment.results[step].CopyFrom(
             worker_pb2.StepResult(state=state, driver="make", message=f"m{n}", data=to_struct({"n": n}))
         )
+    assignment.results["ask"].CopyFrom(worker_pb2.StepResult(state=run_pb2.STEP_STATE_SUCCEEDED, message="approved"))
     return assignment
 
 
@@ -141,7 +142,10 @@ def test_a_ticket_says_all_that_an_assignment_says() -> None:
     assert json.loads(metadata["conveyor.results"]) == {
         "a": {"state": "SUCCEEDED", "driver": "make", "message": "m1", "data": {"n": 1}},
         "b": {"state": "FAILED", "driver": "make", "message": "m2", "data": {"n": 2}},
+        "ask": {"state": "SUCCEEDED", "driver": "", "message": "approved", "data": None},
     }
+    # A gate has no driver that older ones could know it by.
+    assert [key for key in metadata if key.startswith("driverresults.")] == ["driverresults.make"]
 
 
 def test_the_same_assignment_is_the_same_message() -> None:
