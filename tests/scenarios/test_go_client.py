@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from conveyor.v1.pipeline_pb2 import Lock
 from conveyor.version import VERSION
 from tests.support.belt import Belt, Site, state, step
 from tests.support.certificates import Authority
 from tests.support.golang import MODULE, ROOT, Go, Held, build, compiler, environment
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
+from tests.support.wait import until
 
 # The first build on a machine takes a minute.
 pytestmark = pytest.mark.timeout(600)
@@ -31,6 +33,19 @@ async def test_lists_page_by_themselves(belt: Belt, go: Go) -> None:
     await belt.pipeline(step("a", "work"))
     runs = [(await belt.start()).id for _ in range(5)]
     assert await finished(go, belt, "list", 2) == (0, runs[::-1])
+
+
+async def test_locks_are_listed(belt: Belt, go: Go) -> None:
+    for name in ("a", "b"):
+        await belt.pipeline(step("deploy", lock=Lock(key=name)))
+        for _ in range(2):
+            await belt.start()
+
+    async def held() -> bool:
+        return [len(lock.holders) async for lock in belt.client.runs.locks()] == [1, 1]
+
+    await until(held, "both locks to be held")
+    assert await finished(go, belt, "locks") == (0, ["a deploy 1", "b deploy 1"])
 
 
 async def test_errors_say_what_they_are(belt: Belt, go: Go) -> None:
