@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cel_expr_python import cel
 
 from conveyor.core import limits
-from conveyor.expressions.cost import too_much
+from conveyor.expressions.cost import work
 from conveyor.expressions.declarations import VARIABLES, Declarations, checking, evaluating
 from conveyor.expressions.errors import Fault, MissingValue, NotAnExpression, NoValue
 from conveyor.expressions.syntax import Outline, outline
@@ -50,10 +50,12 @@ class Expression:
             raise self._failure(value, values)
         return items
 
+    def work(self, values: Values) -> int:
+        """What that takes, at most, in a unit of its own. Raises NoValue when it is too much."""
+        return work(self.outline, values, len(self.text))
+
     def _evaluate(self, values: Values) -> cel.Value:
-        reason = too_much(self.outline, values, len(self.text))
-        if reason:
-            raise NoValue(reason)
+        self.work(values)
         try:
             return self._code.eval(data=values)
         except RuntimeError as error:

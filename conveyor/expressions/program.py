@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from conveyor.core.inputs import Expansion, Seen, Verdict
 from conveyor.core.locks import RUN
 from conveyor.core.plan import Plan, given_params
 from conveyor.expressions import results
+from conveyor.expressions.cost import MOST_WORK
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
 from conveyor.expressions.expression import Expression, Values, compile_expression
 from conveyor.expressions.layout import Layout
@@ -43,6 +45,7 @@ class _StepCode:
     selector: pipeline_pb2.LabelSelector | None
     labels: tuple[tuple[Place, Template], ...]
     wanted: Wanted
+    parts: tuple[Expression, ...]
     asks: Template | None
     lock: Template | None
     together: Expression | None
@@ -67,6 +70,7 @@ class _StepCode:
             step.worker_selector if labels else None,
             labels,
             _wanted(used),
+            (*parts, *in_text),
             asks,
             lock,
             _together(when, parts) if parts and len(used) > 1 else None,
@@ -178,6 +182,7 @@ class RunInputs:
             values = self._values.of(code.wanted, index, seen)
             if code.when is not None and not _holds(code.when, values):
                 return Expansion(run_pb2.STEP_REASON_CONDITION_FALSE)
+            _check_work(code.matrix.expressions(), values)
             return Expansion(instances=code.matrix.instances(lambda each: each.evaluate(values)))
         except _FAILURES as error:
             return Expansion(_reason(error), _cut(error))
@@ -207,9 +212,20 @@ def _judge(code: _StepCode, values: Values) -> Verdict:
         return _made(code, lambda _: next(each_in_turn))
     if code.when is not None and not _holds(code.when, values):
         return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
+    _check_work(code.parts, values)
     if code.asks is not None:
         return Verdict(message=_asked(code.asks, values))
     return _made(code, lambda each: each.evaluate(values))
+
+
+def _check_work(parts: Iterable[Expression], values: Values) -> None:
+    """What is evaluated one by one must not take more together than one may. Raises NoValue."""
+    taken = 0
+    for part in parts:
+        with contextlib.suppress(NoValue):  # said with its place when it is evaluated
+            taken += part.work(values)
+    if taken > MOST_WORK:
+        raise NoValue("the expressions of the step would take too much work together: they go through long lists")
 
 
 def _all_at_once(code: _StepCode, values: Values) -> list[cel.Value] | None:

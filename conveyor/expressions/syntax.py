@@ -11,6 +11,7 @@ from conveyor.cel.v1 import cel_pb2
 
 _SCANS = frozenset({"_+_", "@in", "contains", "matches", "startsWith", "endsWith"})
 _COMPARES = frozenset({"_==_", "_!=_"})
+_ARITHMETIC = frozenset({"_+_", "_-_", "_*_", "_/_"})
 _PLAIN_KEYS = frozenset({"_[_]"})
 _OPTIONAL_KEYS = frozenset({"_?._", "_[?_]"})
 
@@ -31,12 +32,17 @@ class Reference:
 class Outline:
     """What an expression refers to and how much it may do.
 
-    `depth`: how many loops stand in each other at most. `scans` and `compares` count what a loop does in each turn that
-    takes longer for longer values. `growth`: how many times as long as its longest input a text or list may become.
+    `depth`: how many loops stand in each other at most. `calls`, `arithmetic` and `made` count what a loop does in each
+    turn, whatever its values: functions and operators, those among them that are written in Python, and the parts of
+    lists and maps that are made. `scans` and `compares` count what takes longer for longer values. `growth`: how many
+    times as long as its longest input a text or list may become.
     """
 
     references: tuple[Reference, ...]
     depth: int
+    calls: int
+    arithmetic: int
+    made: int
     scans: int
     compares: int
     growth: int
@@ -47,7 +53,16 @@ def outline(serialized: bytes) -> Outline:
     checked = cel_pb2.CheckedExpr.FromString(Any.FromString(serialized).value)
     reader = _Reader(checked.source_info.positions)
     reader.visit(checked.expr, {})
-    return Outline(tuple(reader.references), reader.depth, reader.scans, reader.compares, reader.growth)
+    return Outline(
+        tuple(reader.references),
+        reader.depth,
+        reader.calls,
+        reader.arithmetic,
+        reader.made,
+        reader.scans,
+        reader.compares,
+        reader.growth,
+    )
 
 
 class _Reader:
@@ -57,7 +72,7 @@ class _Reader:
         self._positions = positions
         self._inside = 0
         self.references: list[Reference] = []
-        self.depth = self.scans = self.compares = 0
+        self.depth = self.calls = self.arithmetic = self.made = self.scans = self.compares = 0
         self.growth = 1
 
     def visit(self, expr: cel_pb2.Expr, bound: Mapping[str, int]) -> int:
@@ -75,9 +90,11 @@ class _Reader:
         if kind == "call_expr":
             return self._call(expr.call_expr, bound)
         if kind == "list_expr":
+            self.made += len(expr.list_expr.elements) if self._inside else 0
             return max(1, sum(self.visit(item, bound) for item in expr.list_expr.elements))
         if kind == "struct_expr":
             parts = [part for entry in expr.struct_expr.entries for part in (entry.map_key, entry.value)]
+            self.made += len(parts) if self._inside else 0
             return max(1, sum(self.visit(part, bound) for part in parts))
         if kind == "comprehension_expr":
             return self._loop(expr.comprehension_expr, bound)
@@ -86,6 +103,9 @@ class _Reader:
     def _call(self, call: cel_pb2.Call, bound: Mapping[str, int]) -> int:
         parts = [call.target, *call.args] if call.HasField("target") else list(call.args)
         grown = [self.visit(part, bound) for part in parts]
+        if self._inside:
+            self.calls += 1
+            self.arithmetic += call.function in _ARITHMETIC
         if self._inside and call.function in _SCANS:
             self.scans += 1
         elif self._inside and call.function in _COMPARES and not any(_small(part, bound) for part in parts):

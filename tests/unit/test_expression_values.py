@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.core import limits
-from conveyor.core.inputs import Seen
+from conveyor.core.inputs import Seen, Verdict
 from conveyor.core.plan import compile_plan
 from conveyor.expressions import results
 from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
 from conveyor.expressions.expression import compile_expression
 from conveyor.expressions.layout import Layout
+from conveyor.expressions.program import Program, RunInputs
 from conveyor.expressions.values import RunValues, pick, wanted
 from conveyor.sdk import to_struct
 from conveyor.storage.v1 import storage_pb2
@@ -156,3 +157,24 @@ def test_levels_are_counted() -> None:
     assert encoded("params.v", params={"v": nested})
     with pytest.raises(TooLarge, match="nested deeper"):
         encoded("params.v", params={"v": [nested]})
+
+
+def judged(spec: dict[str, object], **fields: Any) -> Verdict:
+    """What becomes of a step with these fields."""
+    pipeline = Pipeline(name="p", steps=[Step(id="a", driver="x", **fields)])
+    plan = compile_plan(pipeline)
+    run = storage_pb2.RunSpec(pipeline=pipeline)
+    run.resource.spec.CopyFrom(to_struct(spec))
+    seen = Seen(plan, storage_pb2.RunHead(id="r"), b"\1", b"\0", [None])
+    return RunInputs(Program(pipeline, plan), run).judge(0, seen)
+
+
+def test_a_step_may_not_do_in_many_expressions_what_it_may_not_in_one() -> None:
+    numbers = {"l": list(range(1500))}
+    copies = "${{ resource.spec.l.map(x, x).size() }}"
+    assert judged(numbers, params=to_struct({"a": copies, "b": copies})).params
+    many = judged(numbers, params=to_struct({"all": [copies] * 30}))
+    assert many.reason == run_pb2.STEP_REASON_INPUT_INVALID
+    assert many.message.startswith("the expressions of the step would take too much work together")
+    skipped = judged(numbers, when="resource.spec.l.size() == 0", params=to_struct({"all": [copies] * 30}))
+    assert skipped.reason == run_pb2.STEP_REASON_CONDITION_FALSE

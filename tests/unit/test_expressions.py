@@ -231,6 +231,8 @@ MANY = struct(l=list(range(3000)), t="x" * 100_000, s=[str(i) for i in range(300
         "params.l.map(x, params.t + params.t).size() > 0",
         "params.s.map(x, params.s.map(y, params.t + y)).size() > 0",
         "['aaaaaaaaaaaaaaaa']" + ".map(s, s + s)" * 25,
+        "params.l.all(x, " + " && ".join(["x*1>=0"] * 200) + ")",
+        "params.l.all(x, " + " && ".join(["{'a': x, 'b': x}.b>=0"] * 150) + ")",
         "params.t.matches('x*') && params.l.all(x, params.s.all(y, params.t.matches(y)))",
     ],
 )
