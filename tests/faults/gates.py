@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from random import Random
 
 from conveyor.v1.pipeline_pb2 import Decision, Step
-from conveyor.v1.run_pb2 import StepReason, StepRun
+from conveyor.v1.run_pb2 import Run, StepReason, StepRun
 from tests.faults.history import History, Violation, step_state
 
 PEOPLE = ("ann", "bob", "cy")
 
 
-def random_gate(rng: Random, name: str) -> Step:
+def random_gate(rng: Random, name: str, *, may_be_optional: bool) -> Step:
     """A gate that ends by itself within seconds, whoever decides or not."""
     step = Step(id=name, allow_failure=rng.random() < 0.3)
     step.gate.approvals = rng.choice([0, 1, 2, 2])
     step.gate.timeout.FromTimedelta(timedelta(seconds=rng.uniform(1, 5)))
     step.gate.default_decision = rng.choice([Decision.DECISION_UNSPECIFIED, Decision.DECISION_APPROVED])
+    step.gate.optional = may_be_optional and rng.random() < 0.4
     return step
 
 
@@ -35,12 +36,26 @@ def gates_are_decided(history: History) -> Iterator[Violation]:
         for stored in run.steps:
             if gates[stored.step].HasField("gate") and not stored.inherited:
                 yield from (Violation(3, run.id, text) for text in _explained(stored, gates[stored.step]))
+                yield from (Violation(3, run.id, text) for text in _passed_by(stored, run, gates))
     for event in history.of("ok"):
         run = history.runs.get(event.get("run", ""))
         if event["what"] == "decide" and run is not None:
             stored = next(step for step in run.steps if step.step == event["step"])
             if (event["decision"], event["by"]) not in _made(stored):
                 yield Violation(1, run.id, f"what {event['by']} decided at {stored.step} was acknowledged, and is lost")
+
+
+def _passed_by(stored: StepRun, run: Run, steps: Mapping[str, Step]) -> Iterator[str]:
+    """A run goes on without an optional gate only when it waits for nothing but such gates."""
+    if stored.reason != StepReason.STEP_REASON_NOT_DECIDED:
+        return
+    if not steps[stored.step].gate.optional:
+        yield f"the gate {stored.step} was passed by, and is not optional"
+    then = stored.end_time.ToNanoseconds()
+    for other in run.steps:
+        under_way = other.HasField("queue_time") and other.queue_time.ToNanoseconds() < then
+        if under_way and then < other.end_time.ToNanoseconds() and not steps[other.step].gate.optional:
+            yield f"the gate {stored.step} was passed by while {other.step} was under way"
 
 
 def _made(stored: StepRun) -> list[tuple[int, str]]:

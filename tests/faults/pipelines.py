@@ -55,7 +55,7 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
     for number in range(rng.randint(2, 7) if graph else rng.randint(1, 4)):
         step, acts[f"s{number}"] = _random_step(rng, f"s{number}", drivers)
         if rng.random() < 0.15:
-            step = random_gate(rng, step.id)
+            step = random_gate(rng, step.id, may_be_optional=graph)
         if graph:
             step.needs.extend(each.id for each in made.steps if rng.random() < 1.6 / (number + 1))
         step.trigger_rule = rng.choice(_RULES)
