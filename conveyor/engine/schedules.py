@@ -51,6 +51,8 @@ class Scheduler:
         self._presence = presence
         self._times: dict[Name, int] = {}
         self._heap: list[tuple[int, Name]] = []
+        self._known: dict[Name, int] = {}
+        """The revisions of the records that were looked at last."""
         self._asked: dict[Name, bool] = {}
         """The schedules that are being looked at, and whether they must be looked at once more."""
         self._looks: set[asyncio.Task[None]] = set()
@@ -95,6 +97,7 @@ class Scheduler:
         """Read all schedules; returns the revision since which changes are to be followed."""
         found, revision = await self._schedules.all()
         self._times.clear()
+        self._known.clear()
         self._heap.clear()
         now = self._engine.now()
         times = await asyncio.to_thread(lambda: [_time(each, now) for each in found])
@@ -110,7 +113,9 @@ class Scheduler:
                     return
                 for change in item.changes:
                     namespace, _, name = change.key.removeprefix(keys.SCHEDULE_STATUS).partition("/")
-                    self._look_soon((namespace, name))
+                    # What this replica has written itself comes back too.
+                    if change.mod_revision > self._known.get((namespace, name), 0):
+                        self._look_soon((namespace, name))
 
     # When
 
@@ -169,7 +174,9 @@ class Scheduler:
             while True:
                 found = await self._schedules.read(*name)
                 if found is None:
+                    self._known.pop(name, None)
                     return 0
+                self._known[name] = found.record_revision
                 with contextlib.suppress(*_AGAIN):
                     if not await self._act(found):
                         return await asyncio.to_thread(found.next, self._engine.now())

@@ -123,7 +123,7 @@ def test_time_zones(zone: str, fault: str) -> None:
     assert len(found) < 200
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     if not cron_fault(text):
@@ -137,7 +137,7 @@ _ZONE = st.sampled_from(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(_FIELD, _FIELD, _FIELD, _ZONE, st.integers(at("2027-01-01"), at("2028-01-01")), st.integers(0, 3 * DAY))
 def test_from_whichever_time_one_looks_the_same_times_come(
     minute: str, hour: str, weekday: str, zone: str, since: int, later: int
