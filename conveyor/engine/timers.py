@@ -103,4 +103,5 @@ class Timers:
             if self._heap:
                 wait = min(wait, max(0.0, (self._heap[0] * _BUCKET - self._now()) / 1e6))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._earlier.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._earlier.wait()

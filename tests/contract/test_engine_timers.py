@@ -113,6 +113,25 @@ async def test_a_tick_that_fails_stops_no_other() -> None:
     assert [entry["run_id"] for entry in logs] == ["bad"]
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_they_stop_when_told_to_also_while_a_timer_is_set(turns: int) -> None:
+    clock = Clock()
+    timers = Timers(clock)
+
+    async def tick(_: object) -> None:
+        pass
+
+    task = asyncio.create_task(timers.run(tick))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    timers.set(("ns", "a"), clock() + 60 * SECOND)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
 async def test_a_step_that_takes_too_long_is_told_to_stop_and_tried_again(replica: Replica, workers: Connect) -> None:
     a = await workers(replica, "a", mute, slots=2)
     retry = pipeline_pb2.RetryPolicy(max_attempts=2, initial_backoff=seconds(0.001))
