@@ -84,7 +84,8 @@ class Scheduler:
                 if self._heap:
                     wait = min(wait, max(0.0, (self._heap[0][0] - self._engine.now()) / 1e6))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._earlier.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._earlier.wait()
             if follower.done():
                 await follower
         finally:
@@ -92,6 +93,8 @@ class Scheduler:
             for look in self._looks:
                 look.cancel()
             await asyncio.gather(follower, *self._looks, return_exceptions=True)
+            # One that was cancelled before it began has taken nothing out.
+            self._asked.clear()
 
     async def _load(self) -> int:
         """Read all schedules; returns the revision since which changes are to be followed."""
@@ -166,7 +169,7 @@ class Scheduler:
                 if not self._asked[name]:
                     return
         finally:
-            del self._asked[name]
+            self._asked.pop(name, None)
 
     async def _see_to(self, name: Name) -> int:
         """Do what is to be done; returns when to look again."""

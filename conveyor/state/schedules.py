@@ -111,11 +111,16 @@ class Schedules:
         return None if schedule is None else _found(schedule, record)
 
     async def all(self) -> tuple[list[Found], int]:
-        """All schedules of all namespaces, and a revision since which changes are to be looked at."""
+        """All schedules of all namespaces that can be read, and a revision since which changes are to be looked at."""
         records = await self._store.list(keys.SCHEDULE_STATUS)
         schedules = await self._store.list(keys.SCHEDULES)
         of = {kv.key.removeprefix(keys.SCHEDULE_STATUS): kv for kv in records.items}
-        found = [_found(kv, of.get(kv.key.removeprefix(keys.SCHEDULES))) for kv in schedules.items]
+        found: list[Found] = []
+        for kv in schedules.items:
+            try:
+                found.append(_found(kv, of.get(kv.key.removeprefix(keys.SCHEDULES))))
+            except DecodeError as error:
+                log.error("record_not_readable", key=kv.key, error=str(error))
         return found, records.revision
 
     async def show(self, item: Versioned[schedule_pb2.Schedule]) -> schedule_pb2.ScheduleStatus:

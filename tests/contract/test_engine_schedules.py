@@ -57,6 +57,11 @@ class Site:
         found, _ = await self.replica.runs.page(keys.index_schedule("default", name), "", 1000)
         return found[::-1]
 
+    async def both(self) -> list[str] | None:
+        """The two runs that it started, once they are there."""
+        found = await self.runs()
+        return found if len(found) == 2 else None
+
     async def record(self, name: str = "nightly") -> storage_pb2.ScheduleRecord:
         """What is stored of what came of it."""
         found = await self.repositories.schedules.read("default", name)
@@ -193,7 +198,7 @@ async def test_what_one_that_dies_leaves_another_does(site: Open, clock: Clock) 
     await one.die()
 
     two = await site("two")
-    first, second = await two.runs()
+    first, second = await until(two.both)
     head = await two.replica.ended(first)
     assert (head.state, head.reason) == (RUN_CANCELLED, run_pb2.RUN_REASON_REPLACED)
 
@@ -237,6 +242,21 @@ async def test_changes_of_others_are_followed(site: Open, clock: Clock) -> None:
     await until(lambda: len(other.scheduler) == 1)
     clock.advance(HOUR)
     assert (await other.decided(hour(clock), "late")).started == 1
+
+
+async def test_records_that_cannot_be_read_stop_no_other(site: Open, clock: Clock) -> None:
+    only = await site("one")
+    only.presence.leading_for = -1.0
+    await until(lambda: not only.scheduler._times)
+    await only.write()
+    await only.write(name="odd")
+    broken = [Put(keys.schedule("default", "broken"), b"\xff"), Put(keys.schedule_status("default", "odd"), b"\xff")]
+    await only.replica.store.commit((), [*broken, Put(keys.schedule_status("default", "broken"), b"\xff")])
+    only.presence.leading_for = 1.0
+    await until(lambda: len(only.scheduler) == 2)
+    clock.advance(HOUR)
+    for name in ("nightly", "odd"):
+        assert (await only.decided(hour(clock), name)).started == 1
 
 
 async def test_a_restored_store_makes_up_for_nothing(site: Open, clock: Clock) -> None:
