@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conveyor.core import limits
 from conveyor.core.attempts import give_out, is_free, start
+from conveyor.core.deadlines import INSTANCE_FAILED
 from conveyor.core.draft import Draft
 from conveyor.core.model import Called, ChildEnded, Decision, RunState
 from conveyor.core.settle import settle
@@ -65,7 +66,7 @@ def on_child_ended(state: RunState, event: ChildEnded, now: int, jitter: float) 
         draft.finish(index, run_pb2.STEP_STATE_SUCCEEDED)
     elif record.cancel_sent:
         reason = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST
-        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, "another instance failed")
+        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, INSTANCE_FAILED)
     elif event.state == run_pb2.RUN_STATE_CANCELLED:
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_CHILD_RUN_CANCELLED, message)
     else:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from conveyor.core.draft import Draft
 from conveyor.core.gates import decide_in_time
 from conveyor.core.locks import waits_for_lock
+from conveyor.core.model import RunState
 from conveyor.core.plan import SECOND
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
 
 TIMEOUT_GRACE = 30 * SECOND
 """How long workers of a run or step that timed out have to confirm that they stopped."""
+
+INSTANCE_FAILED = "another instance failed"
+"""Why an instance of a matrix is stopped, in words."""
 
 CLOCKS_DIFFER = SECOND
 """By how much the clocks of two replicas may differ without the one's deadlines being moved by the other."""
@@ -31,6 +35,23 @@ def grace_left(head: storage_pb2.RunHead, now: int) -> int:
     """How long workers of a run that is cancelled still have, in microseconds: never longer than they ever had."""
     left = max(0, head.cancel_deadline - now)
     return min(left, head.cancel_grace) if head.HasField("cancel_grace") else left
+
+
+def stop_deadline(state: RunState, index: int) -> int:
+    """Until when a running step that was told to stop has to confirm it."""
+    record, head = state.steps[index], state.head
+    if head.cancel_deadline and not state.plan.steps[index].is_finally:
+        return head.cancel_deadline
+    # An instance of a matrix that was stopped by itself.
+    return record.next_time if record is not None else 0
+
+
+def stop_order(state: RunState, index: int, now: int) -> tuple[int, str]:
+    """What the worker of such a step is told when it may not have heard: how long it has, and why."""
+    head = state.head
+    if head.cancel_deadline and not state.plan.steps[index].is_finally:
+        return grace_left(head, now), head.cancel_message or head.message
+    return min(max(0, stop_deadline(state, index) - now), TIMEOUT_GRACE), INSTANCE_FAILED
 
 
 def not_confirmed(record: storage_pb2.StepRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conveyor.core import limits
-from conveyor.core.deadlines import TIMEOUT_GRACE
+from conveyor.core.deadlines import INSTANCE_FAILED, TIMEOUT_GRACE
 from conveyor.core.draft import Draft
 from conveyor.core.inputs import Verdict
 from conveyor.core.matrix import grow, values_of
@@ -131,7 +131,7 @@ def _at_work(draft: Draft, places: range) -> int:
 
 def _stop_others(draft: Draft, index: int) -> None:
     """An instance failed: those that have not started are skipped, the others told to stop."""
-    reason, message = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST, "another instance failed"
+    reason, message = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST, INSTANCE_FAILED
     for place in draft.plan.instances[index]:
         state, record = draft.states[place], draft.peek(place)
         if state in TERMINAL_STEP:

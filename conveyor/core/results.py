@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conveyor.core.deadlines import INSTANCE_FAILED
 from conveyor.core.draft import MAX_LATE_MESSAGE, MAX_LATE_RESULTS_KEPT, Draft
 from conveyor.core.limits import RUN_RESULTS_BYTES
 from conveyor.core.model import Decision, ResultReceived, RunState
@@ -133,7 +134,7 @@ def _accept(draft: Draft, event: ResultReceived, index: int) -> Decision:
         draft.finish(index, run_pb2.STEP_STATE_SUCCEEDED, run_pb2.STEP_REASON_UNSPECIFIED, message, digest)
     elif record.cancel_sent:
         reason = run_pb2.STEP_REASON_INSTANCE_FAIL_FAST
-        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message or "another instance failed", digest)
+        draft.finish(index, run_pb2.STEP_STATE_CANCELLED, reason, message or INSTANCE_FAILED, digest)
     elif result.outcome == result_pb2.OUTCOME_CANCELLED:
         draft.finish(index, run_pb2.STEP_STATE_CANCELLED, run_pb2.STEP_REASON_DRIVER_CANCELLED, message, digest)
     else:

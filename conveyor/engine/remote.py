@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
-from conveyor.core.deadlines import TIMEOUT_GRACE, grace_left
+from conveyor.core.deadlines import TIMEOUT_GRACE, stop_order
 from conveyor.core.model import TERMINAL_RUN
 from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.repair import waits
@@ -150,14 +150,12 @@ class RemoteRuns:
             return  # Gone, or the sweep will look at it.
         if revision in engine.own_revisions:
             return  # The watch was faster than the answer to our own commit.
-        head = stored.head
-        for record in stored.state.steps:
+        for index, record in enumerate(stored.state.steps):
             if record is None or not record.cancel_sent or record.state != run_pb2.STEP_STATE_RUNNING:
                 continue
             worker = engine.pool.session(record.session)
             if worker is not None:
-                grace = grace_left(head, engine.now())
-                message = head.cancel_message or "the run was cancelled"
+                grace, message = stop_order(stored.state, index, engine.now())
                 engine.tell_to_stop(worker, cancellation(run, record.step, record.attempt, message, grace))
 
     def _relieve(self, run: str, record: storage_pb2.StepRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conveyor.core.deadlines import stop_deadline
 from conveyor.core.gates import missing
 from conveyor.core.locks import RUN
 from conveyor.core.model import TERMINAL_STEP, waits_for_runs
@@ -47,7 +48,7 @@ class Waits:
             elif record is not None and step.state == run_pb2.STEP_STATE_RETRYING:
                 _set_until(step.wait, record.next_time)
             elif record is not None and step.state == run_pb2.STEP_STATE_RUNNING and record.cancel_sent:
-                _set_until(step.wait, run.head.cancel_deadline)
+                _set_until(step.wait, stop_deadline(run.state, index))
             elif record is not None and step.state == run_pb2.STEP_STATE_QUEUED:
                 set_queue_wait(step.wait, record)
                 gate = run.state.plan.steps[index].gate

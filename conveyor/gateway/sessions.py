@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.deadlines import grace_left
+from conveyor.core.deadlines import stop_order
 from conveyor.core.model import WorkerLost
 from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.timers import RunKey
@@ -215,8 +215,7 @@ class Sessions:
             record = run.state.steps[index]
             if record is not None and record.cancel_sent:
                 # Said once already, but perhaps on a stream that was broken.
-                left = grace_left(run.head, self._engine.now())
-                message = run.head.cancel_message or run.head.message
+                left, message = stop_order(run.state, index, self._engine.now())
                 stops.append(cancellation(held.run, held.step, held.attempt, message, left))
         named = {held.token for held in holding}
         # A sweep has found these meanwhile.

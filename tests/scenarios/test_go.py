@@ -11,7 +11,7 @@ from conveyor.v1.pipeline_pb2 import FailurePolicy
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import echo
-from tests.support.belt import Belt, Site, one, state, states, step, step_reason
+from tests.support.belt import Belt, Site, matrix, one, state, states, step, step_reason
 from tests.support.golang import Go, Held
 from tests.support.wait import until
 
@@ -43,6 +43,21 @@ async def test_one_pipeline_of_both_languages_and_both_transports(belt: Belt, go
         assert data["spec"] == spec
         assert data["context"] == pipeline_context
         assert data["results"] == {f"s{j}": got[j] for j in range(i)}
+
+
+@both_transports
+async def test_the_instances_of_a_matrix(belt: Belt, go: Go, transport: str) -> None:
+    go.driver(belt, "go", "echo", transport=transport)
+    await belt.pipeline(
+        step("test", "go", matrix=matrix({"n": list(range(20))}, max_parallel=6)),
+        step("after", "go"),
+    )
+    run = await belt.ended(await belt.start())
+    assert set(states(run).values()) == {"SUCCEEDED"}
+    assert len(run.steps) == 22
+    results = from_struct(one(run.steps, "after").result.data)["results"]
+    assert set(results) == {"test", *(f"test[{i}]" for i in range(20))}
+    assert len({attempt.worker for each in run.steps for attempt in each.attempts}) == 1
 
 
 @both_transports

@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 from conveyor.sdk import Job
 from conveyor.v1.resource_pb2 import Resource
 from tests.support.behaviour import Counted, Hold, ok
-from tests.support.belt import Belt, Site, state, states, step
+from tests.support.belt import Belt, Site, matrix, state, states, step
 from tests.support.nats import NatsServer
 from tests.support.older import Held, Older
 from tests.support.older_go import GoOlder
@@ -111,6 +111,22 @@ async def test_older_and_newer_drivers_in_one_pipeline(belt: Belt, older: MakeOl
     assert sorted(job.run for job in grpc.jobs) == ids
     assert sorted(job.run for job in js.jobs) == ids
     assert set(js.jobs[0].results) == {"s0", "s1", "s2", "s3"}
+
+
+@both_peers
+async def test_the_instances_of_a_matrix(belt: Belt, older: MakeOlder) -> None:
+    """A driver that drops the metadata says not which instance it means: it gets one at a time."""
+    first, mute = await older("first").start(), await older("mute", echo=False).start()
+    numbers = list(range(5))
+    await belt.pipeline(
+        step("all", "first", matrix=matrix({"n": numbers})),
+        step("each", "mute", matrix=matrix({"n": numbers}, max_parallel=1)),
+        step("after", "first"),
+    )
+    run = await belt.ended(await belt.start())
+    assert set(states(run).values()) == {"SUCCEEDED"}
+    assert len(run.steps) == 13
+    assert (len(first.runs), len(mute.runs)) == (6, 5)
 
 
 @both_peers

@@ -252,6 +252,32 @@ async def test_a_pipeline_for_each_value(belt: Belt) -> None:
     assert [(await belt.client.runs.get(child)).caller_step for child in children] == ["all[0]", "all[1]"]
 
 
+@on_both_stores
+async def test_a_retry_takes_over_the_instances_that_succeeded(belt: Belt) -> None:
+    broken = True
+    seen = Counted()
+
+    async def test(job: Job) -> dict[str, object]:
+        if broken and job.params["n"] == 2:
+            raise job.fail("it is broken")
+        await seen(job)
+        return {"n": job.params["n"]}
+
+    belt.drive("test", test)
+    test_step = step("test", matrix=matrix({"n": [1, 2, 3]}, fail_fast=False))
+    test_step.params.CopyFrom(to_struct({"n": "${{ matrix.n }}"}))
+    await belt.pipeline(test_step, step("after", "test", params=to_struct({"n": "${{ steps.test.data[2].n }}"})))
+    first = await belt.ended(await belt.start())
+    assert (state(first), sorted(seen.steps)) == ("FAILED", ["test[0]", "test[2]"])
+    broken = False
+    second = await belt.ended(await belt.client.runs.retry(first.id))
+    assert state(second) == "SUCCEEDED"
+    assert seen.steps[2:] == ["test[1]", "after"]
+    assert [one(second.steps, f"test[{i}]").inherited for i in range(3)] == [True, False, True]
+    assert one(second.steps, "after").result.data["n"] == 3
+    await belt.client.runs.delete(second.id)
+
+
 # What an expression comes to, and what is refused
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from conveyor.sdk import Job, to_struct
 from conveyor.v1.run_pb2 import Run
-from tests.support.belt import Belt, Site, matrix, one, state, states, step
+from tests.support.behaviour import Hold
+from tests.support.belt import Belt, Site, matrix, one, state, states, step, step_reason
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
@@ -132,3 +133,27 @@ async def test_the_server_dies_at_any_time(belt: Belt, store: str, point: str) -
         await asyncio.to_thread(belt.site.server.kill)
         await asyncio.to_thread(belt.site.server.start)
     check(await belt.ended(run), tested)
+
+
+@pytest.mark.parametrize(("store", "point"), [("sqlite", "engine.after_commit=kill:2")])
+async def test_an_instance_is_told_to_stop_by_the_next_server(
+    belt: Belt, environment: dict[str, str], store: str, point: str
+) -> None:
+    """The server dies when it has stored that one failed, and told nobody."""
+    hold = Hold()
+
+    async def test(job: Job) -> object:
+        if job.step == "test[1]":
+            await hold.started.wait()
+            raise job.fail("it is broken")
+        return await hold(job)
+
+    belt.drive("test", test)
+    await belt.pipeline(step("test", matrix=matrix({"n": [1, 2]})))
+    await belt.connected("test")
+    run = await belt.start()
+    await died_and_back(belt, environment)
+    ended = await belt.ended(run)
+    assert states(ended) == {"test": "FAILED", "test[0]": "CANCELLED", "test[1]": "FAILED"}
+    assert step_reason(one(ended.steps, "test[0]")) == "INSTANCE_FAIL_FAST"
+    assert hold.count == 1

@@ -1269,15 +1269,17 @@ func (x *RetryPolicy) GetJitter() float64 {
 // Runs a step once for each combination of the values of its axes.
 type Matrix struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For each axis a list of values, or an expression that yields one.
+	// For each axis a list of values, or an expression in ${{ }} that yields one; values may have expressions too. Axes
+	// are named like parameters.
 	Axes map[string]*structpb.Value `protobuf:"bytes,1,rep,name=axes,proto3" json:"axes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Combinations to add.
+	// Combinations to add, after the others and as they are written. They may have values that no axis has.
 	Include []*structpb.Struct `protobuf:"bytes,2,rep,name=include,proto3" json:"include,omitempty"`
-	// Combinations to leave out; a combination that has all of the given values matches.
+	// Combinations of the axes to leave out; one that has all of the given values matches.
 	Exclude []*structpb.Struct `protobuf:"bytes,3,rep,name=exclude,proto3" json:"exclude,omitempty"`
-	// At most so many instances at a time. 0 means all.
+	// At most so many instances at a time: up to 256. 0 means all.
 	MaxParallel uint32 `protobuf:"varint,4,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
-	// Whether the first failed instance cancels the others. Unset means true.
+	// Whether the first instance that fails, after its retries, stops the others. Unset means true. Without effect in a
+	// step with allow_failure.
 	FailFast      *bool `protobuf:"varint,5,opt,name=fail_fast,json=failFast,proto3,oneof" json:"fail_fast,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

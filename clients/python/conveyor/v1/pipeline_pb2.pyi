@@ -746,20 +746,24 @@ class Matrix(_message.Message):
     MAX_PARALLEL_FIELD_NUMBER: _builtins.int
     FAIL_FAST_FIELD_NUMBER: _builtins.int
     max_parallel: _builtins.int
-    """At most so many instances at a time. 0 means all."""
+    """At most so many instances at a time: up to 256. 0 means all."""
     fail_fast: _builtins.bool
-    """Whether the first failed instance cancels the others. Unset means true."""
+    """Whether the first instance that fails, after its retries, stops the others. Unset means true. Without effect in a
+    step with allow_failure.
+    """
     @_builtins.property
     def axes(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Value]:
-        """For each axis a list of values, or an expression that yields one."""
+        """For each axis a list of values, or an expression in ${{ }} that yields one; values may have expressions too. Axes
+        are named like parameters.
+        """
 
     @_builtins.property
     def include(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Combinations to add."""
+        """Combinations to add, after the others and as they are written. They may have values that no axis has."""
 
     @_builtins.property
     def exclude(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Combinations to leave out; a combination that has all of the given values matches."""
+        """Combinations of the axes to leave out; one that has all of the given values matches."""
 
     def __init__(
         self,
