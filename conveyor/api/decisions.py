@@ -89,6 +89,8 @@ def _check(run: StoredRun, index: int, request: DecideStepRequest) -> None:
 
 def _why_closed(run: StoredRun, index: int) -> str:
     state, record = run.head.step_states[index], run.state.steps[index]
+    if run.head.state == run_pb2.RUN_STATE_PENDING:
+        return "is not open yet: its run has not started"
     if state == run_pb2.STEP_STATE_PENDING:
         return "is not open yet: what goes before it has not ended"
     if state == run_pb2.STEP_STATE_QUEUED:

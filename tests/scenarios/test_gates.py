@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from conveyor.sdk import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, from_struct
-from conveyor.v1.pipeline_pb2 import Decision, Matrix, TriggerRule
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Decision, Matrix, TriggerRule
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Counted, Hold, fail
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
@@ -220,6 +220,17 @@ async def test_nobody_decides_at_what_is_no_open_gate(belt: Belt) -> None:
     nowhere = "01890000-0000-7000-8000-000000000000"
     with pytest.raises(NotFound, match=f"run {nowhere}"):
         await belt.client.runs.approve(nowhere, "ask", "ann")
+
+
+async def test_nobody_decides_before_the_run_has_its_turn(belt: Belt) -> None:
+    queue = Concurrency(policy=ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE)
+    first = await opened(belt, gate("ask"), concurrency=queue)
+    second = await belt.client.runs.start("app", first.resource)
+    assert await refusal(belt, second) == ("NO_OPEN_GATE", "gate ask is not open yet: its run has not started")
+    await belt.client.runs.approve(first.id, "ask", "ann")
+    await belt.until_step(second, "ask", "QUEUED")
+    await belt.client.runs.approve(second.id, "ask", "ann")
+    assert state(await belt.ended(second)) == "SUCCEEDED"
 
 
 async def test_nobody_decides_after_the_end(belt: Belt) -> None:

@@ -298,6 +298,16 @@ def test_results_that_fill_the_run_fail_a_gate_that_adds_to_them() -> None:
     assert run.record("ask").message.startswith("approved by ann; but the results of the run would have ")
 
 
+def test_decisions_that_fill_the_run_end_a_gate_that_wants_more() -> None:
+    run = opened(step("build"), gate("ask", approvals=3))
+    run.report("build", data=b"x" * (RUN_RESULTS_BYTES - 500))
+    decide(run, "ask", APPROVED, "ann", "x" * 400)
+    assert run.step("ask") == "QUEUED AWAITING_DECISION"
+    decide(run, "ask", APPROVED, "bob", "x" * 400)
+    assert run.step("ask") == "FAILED RESULT_TOO_LARGE"
+    assert len(run.record("ask").decisions) == 2
+
+
 def test_a_retry_takes_an_approval_over() -> None:
     run = opened(gate("ask"), step("deploy"))
     decide(run, "ask", APPROVED, "ann")

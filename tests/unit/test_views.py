@@ -217,6 +217,16 @@ def test_the_largest_run_fits_into_a_message_and_keeps_its_data() -> None:
     assert all(step.attempts for step in run.steps)
 
 
+def test_the_largest_run_of_gates_fits_into_a_message() -> None:
+    made = {"by": "b" * limits.DECIDED_BY_BYTES, "comment": "c" * limits.DECISION_COMMENT_BYTES, "time": SECOND}
+    asked = storage_pb2.StepRecord(message="m" * 4096, decisions=[made] * limits.GATE_APPROVALS)
+    run = full_run(head(limits.STEPS), 1, spec(limits.STEPS), [asked] * limits.STEPS)
+    assert run.ByteSize() < limits.MESSAGE_BYTES
+    assert all(len(step.decisions) == 1 for step in run.steps)
+    few = full_run(head(), 1, spec(), [record("s0", decisions=[made] * limits.GATE_APPROVALS), None])
+    assert [each.comment for each in few.steps[0].decisions] == [made["comment"]] * limits.GATE_APPROVALS
+
+
 def test_a_usual_run_is_not_shortened() -> None:
     text = "x" * limits.RESULT_MESSAGE_BYTES
     run = full_run(head(), 1, spec(), [record("s0", message=text, attempts=[{"message": text}]), None])
