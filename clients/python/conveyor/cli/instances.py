@@ -37,6 +37,21 @@ def in_order(steps: Iterable[StepRun]) -> list[StepRun]:
     ]
 
 
+def as_told(steps: Iterable[StepRun]) -> list[StepRun]:
+    """Steps that changed together in the order of a story: one with a matrix ends after its instances."""
+    told: list[StepRun] = []
+    ended: dict[str, StepRun] = {}
+    for step in in_order(steps):
+        if ended and step.matrix_step not in ended:
+            told.extend(ended.values())
+            ended.clear()
+        if step.instances and step.HasField("end_time"):
+            ended[step.step] = step
+        else:
+            told.append(step)
+    return [*told, *ended.values()]
+
+
 def _shown(value: Value) -> str:
     if value.WhichOneof("kind") == "string_value":
         text = value.string_value

@@ -9,7 +9,7 @@ from typing import Protocol
 from conveyor.cli.describe import summary
 from conveyor.cli.encode import encode, encode_object, enum_name
 from conveyor.cli.gates import commands, is_open
-from conveyor.cli.instances import label
+from conveyor.cli.instances import as_told, label
 from conveyor.cli.live import LiveProgress
 from conveyor.cli.options import Settings
 from conveyor.cli.output import coloured_cell, print_line
@@ -90,7 +90,7 @@ class LineProgress:
         if update.deleted:
             self._print(run, now(), "(run)", "DELETED", "")
             return
-        steps = [step for step in update.changed if step.state != StepState.STEP_STATE_PENDING]
+        steps = [step for step in as_told(update.changed) if step.state != StepState.STEP_STATE_PENDING]
         if first:
             steps.sort(key=lambda step: _changed_at(step, run))
         ended = bool(run.HasField("end_time"))

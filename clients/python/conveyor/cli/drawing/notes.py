@@ -33,7 +33,7 @@ def notes(step: Step) -> list[str]:
     if step.HasField("worker_selector"):
         found.append(_selector(step.worker_selector))
     if step.HasField("matrix"):
-        found.append(_matrix(step.matrix))
+        found.append(f"matrix {matrix_note(step.matrix)}".rstrip())
     if step.HasField("lock"):
         found.append(lock_note(step.lock))
     if step.allow_failure:
@@ -79,9 +79,10 @@ def _gate(gate: Gate) -> Iterator[str]:
         yield f"{default} after {show_duration(gate.timeout.ToTimedelta().total_seconds())}"
 
 
-def _matrix(matrix: Matrix) -> str:
+def matrix_note(matrix: Matrix) -> str:
+    """The axes of a matrix with their sizes, how many combinations are added and left out, how many run at a time."""
     axes = " × ".join(f"{name}[{_size(matrix.axes[name])}]" for name in sorted(matrix.axes))
-    parts = [f"matrix {axes}" if axes else "matrix"]
+    parts = [axes] if axes else []
     if matrix.include:
         parts.append(f"+{len(matrix.include)}")
     if matrix.exclude:
