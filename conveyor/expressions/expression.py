@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cel_expr_python import cel
@@ -80,6 +80,11 @@ class Expression:
                 if reference.sure and names[-1] == key and not _is_there(names, values):
                     return spell(names)
         return f"the key {key}"
+
+
+def evaluated(expressions: Iterable[Expression], values: Values) -> Iterator[cel.Value]:
+    """What the expressions come to, one after the other. Taking the next may raise NoValue."""
+    return (expression.evaluate(values) for expression in expressions)
 
 
 def compile_expression(text: str) -> Expression:

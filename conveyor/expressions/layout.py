@@ -11,7 +11,7 @@ from conveyor.core import limits
 from conveyor.expressions import encoding, results
 from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
 from conveyor.expressions.expression import Expression
-from conveyor.expressions.template import OPEN, Compile, Evaluate, Template, compile_text, render_text, spell
+from conveyor.expressions.template import OPEN, Compile, Given, Template, compile_text, render_text, spell
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,6 @@ class _Text:
 
     keys: tuple[str | int, ...]
     template: Template
-    whole: Expression | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,12 @@ class Layout:
         """All expressions, in the order in which they are rendered."""
         return [part.expression for template in self.templates for part in template.parts()]
 
-    def render(self, evaluate: Evaluate) -> bytes:
-        """The struct with what its texts come to, serialized. Raises NoValue whose message begins with the path."""
-        data = _Rendering(self, evaluate).entries(self.top)
+    def render(self, given: Given) -> bytes:
+        """The struct with what its texts come to, serialized. Raises NoValue whose message begins with the path.
+
+        `given` is what its expressions come to.
+        """
+        data = _Rendering(self, given).entries(self.top)
         if len(data) > self.most:
             raise TooLarge(f"{self.root} takes {len(data)} bytes; at most {self.most}")
         return data
@@ -91,9 +93,8 @@ class _Compiler:
         before = len(self.templates)
         node: _Node | None = None
         if value.HasField("string_value") and OPEN in value.string_value:
-            template = compile_text(value.string_value, self._compiled)
-            self.templates.append(template)
-            node = _Text(keys, template, next(template.parts()).expression if template.whole else None)
+            node = _Text(keys, compile_text(value.string_value, self._compiled))
+            self.templates.append(node.template)
         elif value.HasField("struct_value"):
             node = self.struct(value.struct_value, keys)
         elif value.HasField("list_value"):
@@ -109,32 +110,36 @@ class _Compiler:
 class _Rendering:
     """Renders once."""
 
-    def __init__(self, layout: Layout, evaluate: Evaluate) -> None:
+    __slots__ = ("_given", "_layout", "_room")
+
+    def __init__(self, layout: Layout, given: Given) -> None:
         self._layout = layout
-        self._evaluate = evaluate
+        self._given = given
         self._room = results.Room(layout.most)
 
     def entries(self, node: _Map) -> bytes:
         """The entries of a map."""
-        found = [encoding.entry(key, self._value(each)) for key, each in node.entries]
-        return b"".join((node.fixed, *found))
+        found = [node.fixed]
+        for key, each in node.entries:
+            found.append(encoding.entry(key, self._text(each) if type(each) is _Text else self._nested(each)))
+        return b"".join(found)
 
-    def _value(self, node: _Node) -> bytes:
+    def _nested(self, node: _Node) -> bytes:
         if isinstance(node, _Text):
             return self._text(node)
         if isinstance(node, _Map):
             return encoding.mapping(self.entries(node))
-        items = [each if isinstance(each, bytes) else encoding.item(self._value(each)) for each in node.items]
+        items = [each if isinstance(each, bytes) else encoding.item(self._nested(each)) for each in node.items]
         return encoding.array(b"".join(items))
 
     def _text(self, node: _Text) -> bytes:
-        layout = self._layout
         try:
-            if node.whole is not None:
-                return results.encode(self._evaluate(node.whole), self._room)
-            return self._room.text(render_text(node.template, self._evaluate))
+            if node.template.whole:
+                return results.encode(next(self._given), self._room)
+            return self._room.text(render_text(node.template, self._given))
         except NoRoom:
+            layout = self._layout
             where = spell(node.keys, layout.root)
             raise TooLarge(f"{where}: {layout.root} takes more than {layout.most} bytes") from None
         except NoValue as error:
-            raise type(error)(f"{spell(node.keys, layout.root)}: {error}") from None
+            raise type(error)(f"{spell(node.keys, self._layout.root)}: {error}") from None

@@ -12,7 +12,7 @@ from conveyor.core.combinations import TooManyCombinations, combinations
 from conveyor.expressions.errors import NoValue, TooLarge
 from conveyor.expressions.expression import Expression, compile_expression
 from conveyor.expressions.layout import Layout
-from conveyor.expressions.template import Evaluate
+from conveyor.expressions.template import Given
 from conveyor.v1 import pipeline_pb2
 
 ROOT = "matrix"
@@ -53,11 +53,11 @@ class MatrixCode:
         """All of them."""
         return self.layout.expressions()
 
-    def instances(self, evaluate: Evaluate) -> Sequence[bytes]:
+    def instances(self, given: Given) -> Sequence[bytes]:
         """The values of each instance, a serialized Struct. Raises NoValue."""
         made = self.source
         if self.layout.templates:
-            made = Struct.FromString(self.layout.render(evaluate))
+            made = Struct.FromString(self.layout.render(given))
         return serialized(made)
 
 

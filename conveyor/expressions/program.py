@@ -15,11 +15,11 @@ from conveyor.core.plan import Plan, given_params
 from conveyor.expressions import results
 from conveyor.expressions.cost import MOST_WORK
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
-from conveyor.expressions.expression import Expression, Values, compile_expression
+from conveyor.expressions.expression import Expression, Values, compile_expression, evaluated
 from conveyor.expressions.layout import Layout
 from conveyor.expressions.matrix import MatrixCode
 from conveyor.expressions.selectors import Place, render_selector, selector_texts
-from conveyor.expressions.template import OPEN, Evaluate, Template, compile_text, render_text
+from conveyor.expressions.template import OPEN, Given, Template, compile_text, render_text
 from conveyor.expressions.values import RunValues, Wanted, wanted
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import pipeline_pb2, run_pb2
@@ -182,8 +182,9 @@ class RunInputs:
             values = self._values.of(code.wanted, index, seen)
             if code.when is not None and not _holds(code.when, values):
                 return Expansion(run_pb2.STEP_REASON_CONDITION_FALSE)
-            _check_work(code.matrix.expressions(), values)
-            return Expansion(instances=code.matrix.instances(lambda each: each.evaluate(values)))
+            expressions = code.matrix.expressions()
+            _check_work(expressions, values)
+            return Expansion(instances=code.matrix.instances(evaluated(expressions, values)))
         except _FAILURES as error:
             return Expansion(_reason(error), _cut(error))
 
@@ -208,14 +209,13 @@ def _judge(code: _StepCode, values: Values) -> Verdict:
     if items is not None:
         if not items:
             return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
-        each_in_turn = iter(items)
-        return _made(code, lambda _: next(each_in_turn))
+        return _made(code, iter(items))
     if code.when is not None and not _holds(code.when, values):
         return Verdict(run_pb2.STEP_REASON_CONDITION_FALSE)
     _check_work(code.parts, values)
     if code.asks is not None:
         return Verdict(message=_asked(code.asks, values))
-    return _made(code, lambda each: each.evaluate(values))
+    return _made(code, evaluated(code.parts, values))
 
 
 def _check_work(parts: Iterable[Expression], values: Values) -> None:
@@ -238,10 +238,10 @@ def _all_at_once(code: _StepCode, values: Values) -> list[cel.Value] | None:
         return None
 
 
-def _made(code: _StepCode, evaluate: Evaluate) -> Verdict:
+def _made(code: _StepCode, given: Given) -> Verdict:
     """That the step runs, with what its expressions come to."""
-    params = code.params.render(evaluate) if code.params.templates else b""
-    selector = render_selector(code.selector, code.labels, evaluate) if code.selector is not None else None
+    params = code.params.render(given) if code.params.templates else b""
+    selector = render_selector(code.selector, code.labels, given) if code.selector is not None else None
     return Verdict(params=params, selector=selector)
 
 
@@ -252,16 +252,20 @@ def _holds(when: Expression, values: Values) -> bool:
         raise type(error)(f"when: {error}") from None
 
 
+def _of_text(text: Template, values: Values) -> Given:
+    return evaluated((part.expression for part in text.parts()), values)
+
+
 def _asked(asks: Template, values: Values) -> str:
     try:
-        return render_text(asks, lambda each: each.evaluate(values))[:_MESSAGE_CHARS]
+        return render_text(asks, _of_text(asks, values))[:_MESSAGE_CHARS]
     except NoValue as error:
         raise type(error)(f"gate.message: {error}") from None
 
 
 def _key(lock: Template, values: Values) -> str:
     try:
-        key = render_text(lock, lambda each: each.evaluate(values))
+        key = render_text(lock, _of_text(lock, values))
         if not 1 <= (size := len(key.encode())) <= limits.LOCK_KEY_BYTES:
             raise NoValue(f"it has {size} bytes; a key has 1 to {limits.LOCK_KEY_BYTES}")
     except NoValue as error:

@@ -13,6 +13,8 @@ from conveyor.expressions import encoding
 from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
 
 _EXACT = 2**53
+_OPTIONAL = "it is an optional; .orValue() gives it a value"
+"""Said of the only kind of value that the library does not give out."""
 NOT_JSON = frozenset({"BYTES", "TYPE", "optional_type"})
 """Static types that no JSON value has."""
 
@@ -66,7 +68,10 @@ def text(value: cel.Value) -> str:
 
 def encode(value: cel.Value, room: Room, depth: int = limits.STRUCT_NESTING - 1) -> bytes:
     """The value as JSON, a serialized google.protobuf.Value. Raises NoValue, TooLarge, NoRoom."""
-    plain = _plain(value)
+    try:
+        plain = value.value()
+    except TypeError:
+        raise NoValue(_OPTIONAL) from None
     if isinstance(plain, str):
         return room.text(plain)
     if isinstance(plain, list):
@@ -106,8 +111,7 @@ def _plain(value: cel.Value) -> Any:
     try:
         return value.value()
     except TypeError:
-        # The only kind of value that the library does not give out.
-        raise NoValue("it is an optional; .orValue() gives it a value") from None
+        raise NoValue(_OPTIONAL) from None
 
 
 def _scalar(plain: Any, value: cel.Value) -> str | bool | float | None:

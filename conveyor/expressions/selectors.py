@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from conveyor.core import limits
 from conveyor.expressions.errors import NoValue, TooLarge
-from conveyor.expressions.template import OPEN, Evaluate, Template, render_text
+from conveyor.expressions.template import OPEN, Given, Template, render_text
 from conveyor.v1 import pipeline_pb2
 
 Place = tuple[str | int, ...]
@@ -33,14 +33,14 @@ def spell_place(place: Place) -> str:
 
 
 def render_selector(
-    source: pipeline_pb2.LabelSelector, templates: Iterable[tuple[Place, Template]], evaluate: Evaluate
+    source: pipeline_pb2.LabelSelector, templates: Iterable[tuple[Place, Template]], given: Given
 ) -> pipeline_pb2.LabelSelector:
     """The selector with what its texts come to. Raises NoValue whose message begins with the path."""
     made = pipeline_pb2.LabelSelector()
     made.CopyFrom(source)
     for place, template in templates:
         try:
-            value = render_text(template, evaluate)
+            value = render_text(template, given)
             if (size := len(value.encode())) > limits.LABEL_VALUE_BYTES:
                 raise TooLarge(f"has {size} bytes; a label has at most {limits.LABEL_VALUE_BYTES}")
         except NoValue as error:

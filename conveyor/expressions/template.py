@@ -40,7 +40,8 @@ class Template:
         return (piece for piece in self.pieces if isinstance(piece, Part))
 
 
-Evaluate = Callable[[Expression], cel.Value]
+Given = Iterator[cel.Value]
+"""What expressions come to, in their order. Taking the next may raise NoValue."""
 
 
 def compile_text(text: str, compiled: Compile) -> Template:
@@ -78,11 +79,9 @@ def compile_text(text: str, compiled: Compile) -> Template:
     return Template(tuple(pieces), len(pieces) == 1 and isinstance(pieces[0], Part))
 
 
-def render_text(template: Template, evaluate: Evaluate) -> str:
+def render_text(template: Template, given: Given) -> str:
     """What it comes to where only text has a place. Raises NoValue."""
-    return "".join(
-        piece if isinstance(piece, str) else results.text(evaluate(piece.expression)) for piece in template.pieces
-    )
+    return "".join([piece if isinstance(piece, str) else results.text(next(given)) for piece in template.pieces])
 
 
 def texts(struct: Struct) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -14,7 +14,7 @@ from conveyor.core.inputs import Seen, Verdict
 from conveyor.core.plan import compile_plan
 from conveyor.expressions import results
 from conveyor.expressions.errors import NoRoom, NoValue, TooLarge
-from conveyor.expressions.expression import compile_expression
+from conveyor.expressions.expression import compile_expression, evaluated
 from conveyor.expressions.layout import Layout
 from conveyor.expressions.program import Program, RunInputs
 from conveyor.expressions.values import RunValues, pick, wanted
@@ -106,7 +106,7 @@ def test_what_comes_out_is_what_went_in(value: object) -> None:
 def test_what_stands_around_expressions_stays(values: dict[str, object], text: str) -> None:
     marked = to_struct({"fixed": values, "list": [values, "${{ params.v }}", {"at": "${{ params.v }}!", "k": values}]})
     layout = Layout.of(marked, compile_expression)
-    made = Struct.FromString(layout.render(lambda each: each.evaluate({"params": {"v": text}})))
+    made = Struct.FromString(layout.render(evaluated(layout.expressions(), {"params": {"v": text}})))
     assert made == to_struct({"fixed": values, "list": [values, text, {"at": f"{text}!", "k": values}]})
 
 
@@ -124,7 +124,7 @@ def test_text_with_a_nul_is_whole() -> None:
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 60_000])
 def test_sizes_of_all_lengths(size: int) -> None:
     layout = Layout.of(to_struct({"a": ["${{ params.v }}"]}), compile_expression)
-    made = Struct.FromString(layout.render(lambda each: each.evaluate({"params": {"v": "x" * size}})))
+    made = Struct.FromString(layout.render(evaluated(layout.expressions(), {"params": {"v": "x" * size}})))
     assert made == to_struct({"a": ["x" * size]})
 
 

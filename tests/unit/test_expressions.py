@@ -12,7 +12,7 @@ from conveyor.core import limits
 from conveyor.expressions import results
 from conveyor.expressions.declarations import Declarations
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
-from conveyor.expressions.expression import check_expression, compile_expression
+from conveyor.expressions.expression import check_expression, compile_expression, evaluated
 from conveyor.expressions.layout import Layout
 from conveyor.expressions.template import compile_text
 from conveyor.expressions.values import pick
@@ -252,7 +252,7 @@ def rendered(source: Struct, values: dict[str, object] | None = None) -> dict[st
     """What params with expressions come to."""
     given = picked(values or VALUES)
     layout = Layout.of(source, compile_expression)
-    made = Struct.FromString(layout.render(lambda expression: expression.evaluate(given)))
+    made = Struct.FromString(layout.render(evaluated(layout.expressions(), given)))
     return {key: plain(each) for key, each in made.fields.items()}
 
 
