@@ -48,6 +48,15 @@ async def test_locks_are_listed(belt: Belt, go: Go) -> None:
     assert await finished(go, belt, "locks") == (0, ["a deploy 1", "b deploy 1"])
 
 
+async def test_schedules(belt: Belt, go: Go) -> None:
+    await belt.pipeline(step("pack"))
+    await belt.start(resource="shop")
+    code, output = await finished(go, belt, "schedule", "shop")
+    assert (code, output[0], output[2:]) == (0, "nightly 30", ["nightly 1"])
+    assert "schedule.cron: never comes" in output[1]
+    assert [each async for each in belt.client.schedules.list()] == []
+
+
 async def test_errors_say_what_they_are(belt: Belt, go: Go) -> None:
     code, output = await finished(go, belt, "get", UNKNOWN)
     assert (code, output[0].startswith("error: NOT_FOUND: ")) == (1, True)

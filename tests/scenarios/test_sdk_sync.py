@@ -21,6 +21,7 @@ from conveyor.v1.pipeline_pb2 import Pipeline, RetryPolicy
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, RunState
+from conveyor.v1.schedule_pb2 import Schedule
 from tests.support.belt import Site, state, states, step
 from tests.support.driver_process import DriverProcess
 from tests.support.server import ConveyorServer
@@ -62,6 +63,19 @@ def start(client: SyncClient, **spec: object) -> Run:
     _, run = client.resources.create(Resource(name=name, definition="app", pipeline="release", spec=to_struct(spec)))
     assert run is not None
     return run
+
+
+def test_a_schedule(client: SyncClient) -> None:
+    set_up(client, "nobody")
+    resource = start(client).resource
+    client.schedules.create(Schedule(name="nightly", definition="app", resource=resource, cron="@daily"))
+    assert client.schedules.pause("nightly").paused
+    assert not client.schedules.resume("nightly").paused
+    run = client.schedules.trigger("nightly")
+    assert [each.id for each in client.runs.list(schedule="nightly")] == [run.id]
+    with pytest.raises(FailedPrecondition, match="has not ended"):
+        client.schedules.trigger("nightly")
+    assert client.schedules.delete("nightly").generation == 3
 
 
 def test_a_run_from_its_start_to_its_end(client: SyncClient, spawn: Spawn) -> None:

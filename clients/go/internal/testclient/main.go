@@ -64,6 +64,8 @@ func do(ctx context.Context, c *client.Client, command string, arguments []strin
 		return each(c.ListLocks(ctx, request), func(lock *conveyorv1.HeldLock) {
 			fmt.Println(lock.GetKey(), lock.GetHolders()[0].GetStep(), lock.GetWaitingCount())
 		})
+	case "schedule":
+		return schedule(ctx, c, arguments[0])
 	case "watch":
 		return each(c.WatchRun(ctx, arguments[0]), update)
 	case "watch-all":
@@ -95,6 +97,33 @@ func start(ctx context.Context, c *client.Client, arguments []string) error {
 	return show(c.StartRun(ctx, &conveyorv1.StartRunRequest{
 		Definition: arguments[0], Resource: arguments[1], Pipeline: arguments[2],
 	}))
+}
+
+// schedule makes a schedule of a resource, triggers it, lists and deletes it.
+func schedule(ctx context.Context, c *client.Client, resource string) error {
+	made, err := c.CreateSchedule(ctx, &conveyorv1.CreateScheduleRequest{Schedule: &conveyorv1.Schedule{
+		Name: "nightly", Definition: "app", Resource: resource, Cron: "30 2 * * *", TimeZone: "Europe/Berlin",
+	}})
+	if err != nil {
+		return err
+	}
+	run, err := c.TriggerSchedule(ctx, &conveyorv1.TriggerScheduleRequest{Name: made.GetName()})
+	if err != nil {
+		return err
+	}
+	fmt.Println(run.GetSchedule(), made.GetStatus().GetNextTime().AsTime().Minute())
+	made.Cron = "0 0 31 2 *"
+	if _, err = c.UpdateSchedule(ctx, &conveyorv1.UpdateScheduleRequest{Schedule: made}); err != nil {
+		fmt.Println(err)
+	}
+	request := &conveyorv1.ListSchedulesRequest{}
+	if err := each(c.ListSchedules(ctx, request), func(one *conveyorv1.Schedule) {
+		fmt.Println(one.GetName(), one.GetStatus().GetStarted())
+	}); err != nil {
+		return err
+	}
+	_, err = c.DeleteSchedule(ctx, &conveyorv1.DeleteScheduleRequest{Name: made.GetName()})
+	return err
 }
 
 func wait(ctx context.Context, c *client.Client, arguments []string) error {
