@@ -26,6 +26,9 @@ log = structlog.get_logger("conveyor.engine")
 LockId = tuple[str, str]
 """Namespace and key."""
 
+OTHERS_FIRST = 2.0
+"""Seconds that another replica has to see to a lock itself."""
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _AT_ONCE = 32
@@ -45,6 +48,7 @@ class LockKeeper:
         self._asked: dict[LockId, set[Claimant]] = {}
         """The locks that must be looked at, and whose claims must be among those found."""
         self._looking: set[LockId] = set()
+        self._later: dict[LockId, asyncio.TimerHandle] = {}
         self._told: OrderedDict[LockId, set[str]] = OrderedDict()
         """The claims on a lock whose owners are known to know that they hold it."""
 
@@ -59,6 +63,22 @@ class LockKeeper:
             step = "" if index == RUN else run.state.plan.steps[index].id
             lock = run.head.namespace, claim_of(run.state, index).key
             self._look_soon(lock, (Claimant(run.head.id, step),))
+
+    def elsewhere(self, namespace: str, key: str) -> None:
+        """Look at a lock that another replica's commit has to do with, in case that one dies before it does."""
+        lock = (namespace, key)
+        if lock not in self._later:
+            self._later[lock] = asyncio.get_running_loop().call_later(OTHERS_FIRST, self._now, lock)
+
+    def _now(self, lock: LockId) -> None:
+        del self._later[lock]
+        self._look_soon(lock, ())
+
+    def close(self) -> None:
+        """Look at nothing later on."""
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
 
     async def clear(self) -> None:
         """Take out claims of runs that are not under way: deleted by hand, or put aside. Raises the store's errors."""

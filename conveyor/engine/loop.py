@@ -298,6 +298,11 @@ class Engine(Handover):
                 self.timers.set(key, time)
         self.metrics.transition(run.state, decision)
 
+    async def close(self) -> None:
+        """Let what is under way come to its end within a second, then stop it."""
+        self.locks.close()
+        await super().close()
+
     def stop_run(self, run: StoredRun, stop: Stop) -> None:
         """Cancel the run of a step."""
         self.calls.stop(run, stop)

@@ -110,6 +110,9 @@ class RemoteRuns:
             self._head(namespace, run, change)
         elif change.value is not None:
             record = storage_pb2.StepRecord.FromString(change.value)
+            if record.lock.key and not record.lock.held:
+                # It waits for its lock, or has given it up.
+                self._engine.locks.elsewhere(namespace, record.lock.key)
             if waits(record):
                 queued.add((namespace, run))
             elif (
@@ -126,6 +129,8 @@ class RemoteRuns:
         head = storage_pb2.RunHead.FromString(change.value) if change.value is not None else None
         if head is None or head.state in TERMINAL_RUN:
             engine.timers.forget((namespace, run))
+        if head is not None and head.lock.key and not head.lock.held:
+            engine.locks.elsewhere(namespace, head.lock.key)
         # The watch may be behind: what this process has put into a row since stays there.
         for index in engine.pool.waited_before(run, change.mod_revision):
             if head is None or head.step_states[index] != run_pb2.STEP_STATE_QUEUED:
