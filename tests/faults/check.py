@@ -14,6 +14,7 @@ from tests.faults.gates import gates_are_decided
 from tests.faults.hands import cancels_arrive, tickets_come_once
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
 from tests.faults.lanes import one_after_the_other
+from tests.faults.locks import locks_are_kept
 from tests.faults.order import steps_run_in_order
 from tests.faults.sight import nothing_is_missed_silently
 
@@ -190,6 +191,7 @@ CHECKS: tuple[Check, ...] = (
     steps_run_in_order,
     one_after_the_other,
     gates_are_decided,
+    locks_are_kept,
     one_attempt_counts,
     tickets_come_once,
     ends_stay,

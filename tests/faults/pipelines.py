@@ -21,6 +21,7 @@ from conveyor.v1.pipeline_pb2 import (
 )
 from tests.faults.conditions import random_condition, random_given, write
 from tests.faults.gates import random_gate
+from tests.faults.locks import random_lock, random_run_lock
 
 _RULES = [
     *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
@@ -56,6 +57,8 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
         step, acts[f"s{number}"] = _random_step(rng, f"s{number}", drivers)
         if rng.random() < 0.15:
             step = random_gate(rng, step.id, may_be_optional=graph)
+        elif rng.random() < 0.2:
+            random_lock(rng, step)
         if graph:
             step.needs.extend(each.id for each in made.steps if rng.random() < 1.6 / (number + 1))
         step.trigger_rule = rng.choice(_RULES)
@@ -65,6 +68,8 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
         made.finally_steps.append(step)
     if rng.random() < 0.15:
         made.timeout.FromTimedelta(timedelta(seconds=rng.randint(2, 6)))
+    if rng.random() < 0.15:
+        random_run_lock(rng, made)
     made.finally_timeout.FromTimedelta(timedelta(seconds=rng.choice([3, 20, 20])))
     made.concurrency.policy = rng.choice(_POLICIES)
     made.params.append(Param(name="n", type=ParamType.PARAM_TYPE_NUMBER, default={"number_value": 5}))

@@ -6,7 +6,15 @@ checks find it.
 
 from __future__ import annotations
 
-from tests.faults import planted_core, planted_engine, planted_expressions, planted_gates, planted_lanes, planted_store
+from tests.faults import (
+    planted_core,
+    planted_engine,
+    planted_expressions,
+    planted_gates,
+    planted_lanes,
+    planted_locks,
+    planted_store,
+)
 from tests.faults.plant import PLANTED, Plant
 
 __all__ = [
@@ -17,5 +25,6 @@ __all__ = [
     "planted_expressions",
     "planted_gates",
     "planted_lanes",
+    "planted_locks",
     "planted_store",
 ]

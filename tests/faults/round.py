@@ -21,6 +21,7 @@ from tests.faults.cluster import Cluster, DriverUnit, Layout
 from tests.faults.fault import Fault, faults
 from tests.faults.history import History, Recorder, Violation
 from tests.faults.kills import processes
+from tests.faults.locks import claims_left
 from tests.faults.remains import left_over, mistakes, usage
 from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
@@ -102,7 +103,7 @@ async def _play(settings: Settings, directory: Path, events: Path, strikes: Coun
             recorder.close()
         for number, unit in enumerate(cluster.drivers):
             await asyncio.to_thread(unit.stop if number % 2 else unit.kill)
-        seen.left = await left_over(cluster, fresh)
+        seen.left = {**await claims_left(cluster.addresses, NAMESPACE), **await left_over(cluster, fresh)}
         seen.mistakes = mistakes(cluster)
         return seen
 
