@@ -66,7 +66,7 @@ def pipeline(
 
 def step(name: str, *needs: str, rule: str = "ALL_SUCCESS", driver: str = "", **fields: Any) -> pipeline_pb2.Step:
     """A step whose driver is named after it, if it does nothing else."""
-    if "gate" not in fields:
+    if not {"gate", "runs"}.intersection(fields):
         fields["driver"] = driver or f"d-{name}"
     return pipeline_pb2.Step(
         id=name,

@@ -17,7 +17,10 @@ from conveyor.core import draft
 from conveyor.core.inputs import Expansion, Seen, Verdict
 from conveyor.core.matrix import values_of
 from conveyor.core.model import (
+    Call,
+    Called,
     CancelRequested,
+    ChildEnded,
     Claim,
     Claimed,
     Continue,
@@ -49,6 +52,7 @@ from tests.support.core import (
     SKIPPED,
     SUCCEEDED,
     TERMINAL,
+    TERMINAL_RUN,
     Run,
     answer,
     pipeline,
@@ -103,21 +107,21 @@ def naive_outcome(source: pipeline_pb2.Pipeline, ends: list[int]) -> int:
 
 
 @st.composite
-def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True, matrices: bool = True) -> pipeline_pb2.Pipeline:
+def pipelines(draw: st.DrawFn, *, most: int = 7, only_drivers: bool = False) -> pipeline_pb2.Pipeline:
     """Lists and graphs with everything that a step may say."""
     graph = draw(st.booleans())
     names = [f"s{i}" for i in range(draw(st.integers(1, most)))]
     drivers = st.sampled_from(["x", "y", "z"])
 
     def details() -> dict[str, Any]:
-        if gates and draw(st.integers(0, 5)) == 0:
+        if not only_drivers and draw(st.integers(0, 5)) == 0:
             own: dict[str, Any] = {"approvals": draw(st.integers(0, 3)), "optional": draw(st.booleans())}
             if draw(st.booleans()):
                 own["timeout"] = {"seconds": draw(st.integers(1, 50))}
                 own["default_decision"] = draw(st.integers(0, 2))
             return {"gate": own, "allow_failure": draw(st.booleans())}
         details: dict[str, Any] = {"driver": draw(drivers), "allow_failure": draw(st.booleans())}
-        if matrices and draw(st.integers(0, 3)) == 0:
+        if not only_drivers and draw(st.integers(0, 3)) == 0:
             own = {"max_parallel": draw(st.integers(0, 2))}
             if draw(st.booleans()):
                 own["fail_fast"] = draw(st.booleans())
@@ -128,7 +132,10 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, gates: bool = True, matrices: b
                 "max_attempts": draw(st.integers(1, 3)),
                 "initial_backoff": {"seconds": draw(st.integers(0, 2))},
             }
-        if draw(st.booleans()):
+        if not only_drivers and draw(st.integers(0, 5)) == 0:
+            details["runs"] = {"pipeline": "other"}
+            del details["driver"]
+        elif draw(st.booleans()):
             details["queue_timeout"] = {"seconds": draw(st.integers(1, 50))}
         if draw(st.booleans()):
             details["timeout"] = {"seconds": draw(st.integers(1, 50))}
@@ -294,6 +301,29 @@ class World:
         session = f"session-{self.random.randrange(2)}"
         return Claimed((Claim(index, session, "worker", f"t{next(self.run.tokens)}", transport),))
 
+    def called(self, index: int) -> Called:
+        """A step that runs a pipeline gets a run."""
+        return Called((Call(index, f"t{next(self.run.tokens)}"),))
+
+    def child_ended(self, index: int) -> ChildEnded:
+        """How that run ends, or that it was refused; or news of one that the step does not wait for."""
+        record = self.run.state.steps[index]
+        assert record is not None
+        refused = self.random.random() < 0.1
+        return ChildEnded(
+            record.step,
+            record.token if self.random.random() < 0.9 else "wrong",
+            self.random.choice(sorted(TERMINAL_RUN)),
+            "because",
+            b"x" * self.random.choice([0, 10, 200_000]),
+            invalid=run_pb2.STEP_REASON_CHILD_RUN_REFUSED if refused else run_pb2.STEP_REASON_UNSPECIFIED,
+            exists=not refused,
+        )
+
+    def given_out(self, index: int, *, jetstream: bool) -> Event:
+        """A step that waits gets what it waits for."""
+        return self.called(index) if self.run.plan.steps[index].calls else self.claim(index, jetstream=jetstream)
+
     def result(self, index: int, outcome: str) -> ResultReceived:
         """What the worker that has the step says."""
         record = self.run.state.steps[index]
@@ -329,9 +359,10 @@ class World:
         if run.state.head.state == run_pb2.RUN_STATE_PENDING and kind < 90:
             kind = 99
         if kind < 30 and waiting:
-            self.send(self.claim(random.choice(waiting), jetstream=random.random() < 0.4))
+            self.send(self.given_out(random.choice(waiting), jetstream=random.random() < 0.4))
         elif kind < 55 and out:
-            self.send(self.result(index, random.choice(OUTCOMES)))
+            calls = run.plan.steps[index].calls
+            self.send(self.child_ended(index) if calls else self.result(index, random.choice(OUTCOMES)))
         elif kind < 65 and self.past:
             self.send(random.choice(self.past))
         elif kind < 72:
@@ -369,13 +400,15 @@ class World:
             commits = run.commits
             self.send(Continue())
             for index in self.waiting():
-                self.send(self.claim(index, jetstream=False))
+                self.send(self.given_out(index, jetstream=False))
             for index in self.gates():
                 self.send(self.decision(index))
             for index in self.out():
                 record = run.state.steps[index]
-                if record is not None and record.token:
-                    s = run.plan.steps[index]
+                s = run.plan.steps[index]
+                if s.calls:
+                    self.send(self.child_ended(index))
+                elif record is not None and record.token:
                     self.send(answer(s.id, record.attempt, record.token, s.driver, self.random.choice(OUTCOMES)))
             if run.commits == commits and not run.state.terminal:
                 time = next_timer(run.state)
@@ -405,7 +438,7 @@ def test_whatever_happens(source: pipeline_pb2.Pipeline, seed: int, records: int
 
 
 @settings(max_examples=300, deadline=None)
-@given(pipelines(gates=False, matrices=False), st.randoms(use_true_random=False), st.data())
+@given(pipelines(only_drivers=True), st.randoms(use_true_random=False), st.data())
 def test_end_does_not_depend_on_the_order_of_events(
     source: pipeline_pb2.Pipeline, random: Random, data: st.DataObject
 ) -> None:
