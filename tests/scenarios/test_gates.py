@@ -12,6 +12,8 @@ from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Decision, M
 from conveyor.v1.run_pb2 import Run
 from tests.support.behaviour import Counted, Hold, fail
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
+from tests.support.calls import call as call_step
+from tests.support.calls import there
 from tests.support.gates import APPROVED, REJECTED, gate, opened
 from tests.support.golang import Go
 from tests.support.grpcurl import call, refused
@@ -185,6 +187,21 @@ async def test_each_instance_of_a_matrix_asks_for_itself(belt: Belt) -> None:
     ended = await belt.ended(run)
     assert (state(ended), states(ended)["ask"]) == ("FAILED", "FAILED")
     assert [job.params for job in tell.jobs] == [{"said": "REJECTED by bob"}]
+
+
+@pytest.mark.parametrize("end", ["approve", "cancel"])
+async def test_a_gate_within_a_run_of_a_step(belt: Belt, end: str) -> None:
+    await belt.pipeline(gate("ask"), name="inner")
+    await belt.pipeline(call_step("call", "inner"), name="outer")
+    run = await belt.start("outer")
+    inner = await there(belt, (await belt.until_step(run, "call", "RUNNING")).child_run)
+    await belt.until_step(inner, "ask", "QUEUED", reason="AWAITING_DECISION")
+    if end == "cancel":
+        await belt.client.runs.cancel(run.id)
+    else:
+        await belt.client.runs.approve(inner.id, "ask", "ann")
+    assert state(await belt.ended(run)) == ("CANCELLED" if end == "cancel" else "SUCCEEDED")
+    assert states(await belt.ended(inner)) == {"ask": "CANCELLED" if end == "cancel" else "SUCCEEDED"}
 
 
 # Decisions that don't count
