@@ -33,7 +33,7 @@ def action(problems: Problems, path: str, step: Any, key: str) -> None:
     """The one thing that the step does."""
     kind = step.WhichOneof("action")
     if kind is None:
-        problems.add(path, "is missing; a step names its driver, is a gate, or runs a pipeline")
+        problems.add(path, "is missing; a step names its driver, is a gate (gate: {} at the least), or runs a pipeline")
     elif kind == "driver":
         checks.name(problems, path, step, key)
     parent = path.removesuffix(f".{key}")

@@ -93,7 +93,7 @@ def test_where_a_gate_is_not_optional() -> None:
 
 def test_a_step_without_anything_to_do() -> None:
     assert problems(Step(id="ask")) == [
-        ("driver", "is missing; a step names its driver, is a gate, or runs a pipeline")
+        ("driver", "is missing; a step names its driver, is a gate (gate: {} at the least), or runs a pipeline")
     ]
 
 

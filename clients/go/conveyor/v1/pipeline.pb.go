@@ -880,7 +880,8 @@ type Gate struct {
 	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout.
 	DefaultDecision Decision `protobuf:"varint,3,opt,name=default_decision,json=defaultDecision,proto3,enum=conveyor.v1.Decision" json:"default_decision,omitempty"`
-	// What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB.
+	// What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB; what comes of it is cut to 1,024
+	// characters.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// Whether its run does not wait for it: when nothing but such gates is left to wait for, they are SKIPPED one after
 	// another, and what needs them is judged. Only with ORDER_GRAPH, and not as a finally step.

@@ -494,7 +494,9 @@ class Gate(_message.Message):
     default_decision: Global___Decision.ValueType
     """What is decided when the timeout passes. Unspecified means DECISION_REJECTED. Only with a timeout."""
     message: _builtins.str
-    """What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB."""
+    """What is asked, for people. May have CEL expressions in ${{ }}. At most 1 KiB; what comes of it is cut to 1,024
+    characters.
+    """
     optional: _builtins.bool
     """Whether its run does not wait for it: when nothing but such gates is left to wait for, they are SKIPPED one after
     another, and what needs them is judged. Only with ORDER_GRAPH, and not as a finally step.
