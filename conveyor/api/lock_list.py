@@ -30,10 +30,10 @@ async def list_locks(
 
 
 def _shown(key: str, lock: Lock) -> run_service_pb2.HeldLock:
-    waiting = lock.claims[lock.holding :]
+    waiting = lock.claims[lock.holding :][:WAITING_NAMED]
     return run_service_pb2.HeldLock(
         key=key,
         holders=map(holder, lock.holders),
-        waiting=map(holder, waiting[:WAITING_NAMED]),
-        waiting_count=len(waiting),
+        waiting=map(holder, waiting),
+        waiting_count=lock.waiting,
     )

@@ -35,7 +35,8 @@ def on_lock_granted(state: RunState, event: LockGranted, now: int, jitter: float
         draft.head.lock.held = True
         _begin(draft)
         return draft.decide()
-    record = state.steps[event.index]
+    # An instance of a matrix may be newer than the state in hand.
+    record = state.steps[event.index] if event.index < len(state.steps) else None
     if record is None or record.state != run_pb2.STEP_STATE_QUEUED or not waits_for_lock(record):
         return Decision(state)
     # One that fail-fast or a cancel is about to stop is left to them.

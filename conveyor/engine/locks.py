@@ -14,7 +14,7 @@ from conveyor.core import errors
 from conveyor.core.locks import RUN
 from conveyor.core.model import Decision, LockGranted, RunState
 from conveyor.state import keys
-from conveyor.state.locks import Claimant, Locks, claim_key, claim_of, claimant, open_claims
+from conveyor.state.locks import Claimant, Lock, Locks, claim_key, claim_of, claimant, open_claims
 from conveyor.state.runs import StoredRun, Unreadable
 from conveyor.store.port import Conflict, KeyValue, StoreError
 
@@ -31,6 +31,9 @@ OTHERS_FIRST = 2.0
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
+_REST = 9
+"""How many times longer than a look is the time until the next one, as long as nobody gives the lock up."""
+
 _AT_ONCE = 32
 _LOCKS_KNOWN = 4096
 
@@ -47,15 +50,18 @@ class LockKeeper:
         self._locks = locks
         self._asked: dict[LockId, set[Claimant]] = {}
         """The locks that must be looked at, and whose claims must be among those found."""
-        self._looking: set[LockId] = set()
+        self._looking: dict[LockId, asyncio.Event] = {}
+        """Those that are being looked at; the event has the next look come at once."""
         self._later: dict[LockId, asyncio.TimerHandle] = {}
         self._told: OrderedDict[LockId, set[str]] = OrderedDict()
         """The claims on a lock whose owners are known to know that they hold it."""
 
     def follow(self, run: StoredRun, decision: Decision) -> None:
         """Look at the locks that were claimed or given up by a decision, which is stored."""
-        for index in (*decision.joins, *decision.leaves):
-            self._look_soon((run.head.namespace, claim_of(run.state, index).key), ())
+        for index in decision.joins:
+            self._look_soon((run.head.namespace, claim_of(run.state, index).key))
+        for index in decision.leaves:
+            self._look_soon((run.head.namespace, claim_of(run.state, index).key), hurry=True)
 
     def resume(self, run: StoredRun) -> None:
         """Look at all locks on which a run has claims, and that these are there."""
@@ -72,7 +78,7 @@ class LockKeeper:
 
     def _now(self, lock: LockId) -> None:
         del self._later[lock]
-        self._look_soon(lock, ())
+        self._look_soon(lock)
 
     def close(self) -> None:
         """Look at nothing later on."""
@@ -92,36 +98,45 @@ class LockKeeper:
             if (namespace, run) not in active:
                 await self._remove((namespace, key), claim)
 
-    def _look_soon(self, lock: LockId, claimants: Iterable[Claimant]) -> None:
+    def _look_soon(self, lock: LockId, claimants: Iterable[Claimant] = (), *, hurry: bool = False) -> None:
         self._asked.setdefault(lock, set()).update(claimants)
-        if lock not in self._looking:
-            self._looking.add(lock)
-            self._engine.spawn(self._look(lock))
+        urgent = self._looking.get(lock)
+        if urgent is None:
+            urgent = self._looking[lock] = asyncio.Event()
+            self._engine.spawn(self._look(lock, urgent))
+        if hurry:
+            urgent.set()
 
-    async def _look(self, lock: LockId) -> None:
-        pause = _FIRST_PAUSE
+    async def _look(self, lock: LockId, urgent: asyncio.Event) -> None:
+        pause, time = _FIRST_PAUSE, asyncio.get_running_loop().time
         try:
             while (claimants := self._asked.pop(lock, None)) is not None:
+                began = time()
+                urgent.clear()
                 try:
-                    done = await self._see_to(lock, claimants)
+                    found = await self._see_to(lock, claimants)
                 except Conflict:
-                    done = False
+                    found = None
                 except StoreError as error:
                     log.debug("lock_not_seen_to", namespace=lock[0], lock=lock[1], error=str(error))
                     await asyncio.sleep(pause)
-                    pause, done = min(pause * 2, _LONGEST_PAUSE), False
-                if not done:
+                    pause, found = min(pause * 2, _LONGEST_PAUSE), None
+                if found is None:
                     self._asked.setdefault(lock, set()).update(claimants)
+                elif lock in self._asked and found.waiting:
+                    # Who comes now waits anyway. Many may come at once, and each look costs more than the one before.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(urgent.wait(), _REST * (time() - began))
         finally:
-            self._looking.discard(lock)
+            del self._looking[lock]
 
-    async def _see_to(self, lock: LockId, claimants: set[Claimant]) -> bool:
-        """Do what is to be done; returns whether the lock was left as it is, else it must be read again."""
+    async def _see_to(self, lock: LockId, claimants: set[Claimant]) -> Lock | None:
+        """Do what is to be done; the lock as it is then, or None when it must be read again."""
         found = await self._locks.read(*lock)
         if claimants:
             missing = claimants.difference(claimant(kv) for kv in found.claims)
             if missing and await self._join_again(lock, missing):
-                return False
+                return None
         told = self._known_to_hold(lock, found.holders)
         fresh = [kv for kv in found.holders if kv.key not in told]
         left = True
@@ -130,7 +145,7 @@ class LockKeeper:
             ends = await asyncio.gather(*(self._tell(lock, kv) for kv in some))
             told.update(kv.key for kv, holds in zip(some, ends, strict=True) if holds)
             left = left and None not in ends
-        return left
+        return found if left else None
 
     def _known_to_hold(self, lock: LockId, holders: Sequence[KeyValue]) -> set[str]:
         told = self._told.pop(lock, set()).intersection(kv.key for kv in holders)
@@ -145,7 +160,7 @@ class LockKeeper:
         namespace, _ = lock
         owner = claimant(claim)
         try:
-            index = _index((await self._engine.run(namespace, owner.run)).state, owner.step)
+            index = await self._index(namespace, owner)
             state = (await self._engine.handle(namespace, owner.run, LockGranted(index))).state
         except (errors.NotFound, KeyError):
             pass  # The run is gone, or has no such step.
@@ -158,12 +173,20 @@ class LockKeeper:
         await self._remove(lock, claim)
         return None
 
+    async def _index(self, namespace: str, owner: Claimant) -> int:
+        """The index of its step, or RUN. Raises KeyError when there is no such step."""
+        run = await self._engine.run(namespace, owner.run)
+        if owner.step and owner.step not in run.state.plan.index:
+            # What is in hand may be from before the step's matrix was expanded.
+            run = await self._engine.runs.load(namespace, owner.run)
+        return _index(run.state, owner.step)
+
     async def _remove(self, lock: LockId, claim: KeyValue) -> None:
         """Take out a claim that nobody is going to give up, and look who comes next."""
         with contextlib.suppress(Conflict):
             await self._locks.remove(claim)
             log.warning("lock_claim_removed", namespace=lock[0], lock=lock[1], claim=claim.key)
-        self._look_soon(lock, ())
+        self._look_soon(lock, hurry=True)
 
     async def _join_again(self, lock: LockId, missing: Iterable[Claimant]) -> bool:
         """Store the claims of those that still have them, those that hold the lock first; whether there are any.

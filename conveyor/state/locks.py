@@ -88,6 +88,11 @@ class Lock:
         """The claims that hold the lock."""
         return self.claims[: self.holding]
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for it."""
+        return len(self.claims) - self.holding
+
     def ahead(self, claim: str) -> int:
         """How many wait and go before the claim with this key; -1 when it is not there, or holds the lock."""
         place = next((i for i, kv in enumerate(self.claims) if kv.key == claim), -1)
@@ -100,6 +105,16 @@ def _limit(kv: KeyValue) -> int:
     except DecodeError as error:
         log.error("record_not_readable", key=kv.key, error=str(error))
         return 1
+
+
+def _is_claim(kv: KeyValue) -> bool:
+    """Whether a key below LOCKS is one of ours, and not something that somebody has put there by hand."""
+    try:
+        keys.parse_claim(kv.key)
+    except ValueError:
+        log.error("record_not_readable", key=kv.key)
+        return False
+    return True
 
 
 def claimant(kv: KeyValue) -> Claimant:
@@ -122,7 +137,8 @@ class Locks:
 
     async def read(self, namespace: str, key: str) -> Lock:
         """The lock as it is stored now."""
-        return Lock((await self._store.list(keys.locks(namespace, key))).items)
+        prefix = keys.locks(namespace, key)
+        return Lock([kv for kv in (await self._store.list(prefix)).items if kv.key.count("/", len(prefix)) == 1])
 
     async def page(self, namespace: str, after: str, limit: int) -> tuple[list[tuple[str, Lock]], bool]:
         """Claimed locks of a namespace, in the order of their keys, after one key (""), and whether more follow."""
@@ -131,7 +147,7 @@ class Locks:
         start = keys.locks(namespace, after) + _LAST if after else ""
         while True:
             listing = await self._store.list(prefix, start, _PER_READ)
-            for kv in listing.items:
+            for kv in filter(_is_claim, listing.items):
                 key = keys.parse_claim(kv.key)[1]
                 if not found or found[-1][0] != key:
                     if len(found) == limit:
@@ -144,7 +160,7 @@ class Locks:
 
     async def claims(self) -> Iterator[KeyValue]:
         """All claims of all namespaces, without their values."""
-        return iter((await self._store.list(keys.LOCKS, keys_only=True)).items)
+        return filter(_is_claim, (await self._store.list(keys.LOCKS, keys_only=True)).items)
 
     async def is_active(self, namespace: str, run: str) -> bool:
         """Whether a run is under way."""

@@ -19,7 +19,7 @@ from conveyor.engine.waits import Waits
 from conveyor.state import keys
 from conveyor.state.views import full_run
 from conveyor.store import open_etcd, open_sqlite
-from conveyor.store.port import MAX_OPERATIONS, Put, Store
+from conveyor.store.port import MAX_OPERATIONS, KeyValue, Put, Store
 from conveyor.v1 import pipeline_pb2, run_pb2
 from conveyor.v1.pipeline_pb2 import Lock
 from conveyor.v1.run_service_pb2 import HeldLock, ListLocksRequest
@@ -197,10 +197,13 @@ async def test_a_claim_without_a_run_is_taken_out(replica: Replica, workers: Con
     (claim,) = await claims(replica)
     await replica.sweep.once()
     await served(replica, workers, [ended])
+    await replica.store.commit((), [Put(key, b"") for key in (f"{keys.LOCKS}x", f"{keys.LOCKS}default/zz/r/s")])
     forged = [claim, claim.replace(ended, "00000000-0000-7000-8000-000000000000"), claim.replace("/a", "/nope")]
     await replica.store.commit((), [Put(key, b"\xff") for key in forged])
     run = await enter(replica)
     await replica.in_state(run, "a", RUNNING)
+    await replica.sweep.once()
+    await replica.store.commit((), (), [f"{keys.LOCKS}x", f"{keys.LOCKS}default/zz/r/s"])
     assert await claims(replica) == [claim.replace(ended, run)]
 
 
@@ -247,7 +250,7 @@ async def test_another_replica_goes_on_for_one_that_died(
     first = await enter(one)
     second = await enter(one, dies=True)
     given = await worker.next_given()
-    one.engine.locks._look_soon = lambda *_: None  # type: ignore[method-assign]
+    one.engine.locks._look_soon = lambda *_, **__: None  # type: ignore[method-assign]
     await one.handle(first, CancelRequested("", 0, force=True))
     await one.kill()
     assert (await worker.next_given(2)).run == second
@@ -269,6 +272,46 @@ async def test_lost_answers_lose_no_claim(replica: Replica, workers: Connect, wh
     replica.store.lose = lose
     await served(replica, workers, runs)
     assert (left["n"], await claims(replica)) == (0, [])
+
+
+async def test_one_that_goes_costs_as_much_as_the_next_one_not_all_that_wait(
+    replica: Replica, workers: Connect
+) -> None:
+    worker = await workers(replica, "a", mute, slots=2)
+    await workers(replica, "f")
+    runs = [await enter(replica) for _ in range(100)]
+    await worker.next_given()
+    await until(lambda: not replica.engine._tasks)
+    # What is in hand may have been given up by then; who waits is not to be read for that either.
+    replica.engine._entries.clear()
+    asked: list[str] = []
+    get, ranges = replica.store.get, replica.store.ranges
+
+    async def counted_get(key: str) -> KeyValue | None:
+        asked.append(key)
+        return await get(key)
+
+    async def counted_ranges(prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
+        asked.extend(prefixes)
+        return await ranges(prefixes)
+
+    replica.store.get, replica.store.ranges = counted_get, counted_ranges  # type: ignore[method-assign]
+    await worker.answer(await worker.next_given())
+    assert (await worker.next_given(2)).run == runs[1]
+    await replica.ended(runs[0])
+    await until(lambda: not replica.engine._tasks)
+    read = {run for run in runs if any(run in key for key in asked)}
+    assert read <= set(runs[:2])
+
+
+async def test_hundreds_of_claims_of_one_run_fit_into_commits(replica: Replica) -> None:
+    steps = [step(f"s{n:03}", lock=Lock(key="x" * 256)) for n in range(150)]
+    run = await replica.launch(*steps, order=pipeline_pb2.ORDER_GRAPH)
+    await until(lambda: not replica.engine._tasks)
+    assert len(await claims(replica)) == 150
+    await replica.handle(run, CancelRequested("", 0))
+    assert (await replica.ended(run)).state == RUN_CANCELLED
+    assert await claims(replica) == []
 
 
 async def test_get_says_who_has_it_and_who_goes_first(replica: Replica, workers: Connect) -> None:
