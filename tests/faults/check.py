@@ -16,6 +16,7 @@ from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, r
 from tests.faults.lanes import one_after_the_other
 from tests.faults.locks import locks_are_kept
 from tests.faults.order import steps_run_in_order
+from tests.faults.selectors import steps_went_to_who_fits
 from tests.faults.sight import nothing_is_missed_silently
 
 STARTS = frozenset({"start", "create", "retry"})
@@ -192,6 +193,7 @@ CHECKS: tuple[Check, ...] = (
     one_after_the_other,
     gates_are_decided,
     locks_are_kept,
+    steps_went_to_who_fits,
     one_attempt_counts,
     tickets_come_once,
     ends_stay,

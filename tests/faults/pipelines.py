@@ -22,6 +22,7 @@ from conveyor.v1.pipeline_pb2 import (
 from tests.faults.conditions import random_condition, random_given, write
 from tests.faults.gates import random_gate
 from tests.faults.locks import random_lock, random_run_lock
+from tests.faults.selectors import choose_workers
 
 _RULES = [
     *[TriggerRule.TRIGGER_RULE_UNSPECIFIED] * 4,
@@ -78,9 +79,10 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
 
 
 def _add_expressions(rng: Random, made: Pipeline) -> dict[str, dict[str, Any]]:
-    """Give some steps conditions and params; returns what they are, by step."""
+    """Give some steps conditions, params, and workers of their own; returns what they are, by step."""
     conditions: dict[str, Any] = {}
     given: dict[str, Any] = {}
+    workers: dict[str, Any] = {}
     before: dict[str, set[str]] = {}
     for step in (*made.steps, *made.finally_steps):
         if step.id.startswith("f"):
@@ -95,7 +97,9 @@ def _add_expressions(rng: Random, made: Pipeline) -> dict[str, dict[str, Any]]:
         if step.driver and rng.random() < 0.25:
             given[step.id] = random_given(rng, earlier)
         write(step, conditions.get(step.id), given.get(step.id, {}))
-    return {"conditions": conditions, "given": given}
+        if step.driver and rng.random() < 0.2 and (chosen := choose_workers(rng, step)):
+            workers[step.id] = chosen
+    return {"conditions": conditions, "given": given, "workers": workers}
 
 
 def _random_step(rng: Random, name: str, drivers: Mapping[str, bool]) -> tuple[Step, Acts]:

@@ -13,6 +13,7 @@ from tests.faults import (
     planted_gates,
     planted_lanes,
     planted_locks,
+    planted_selectors,
     planted_store,
 )
 from tests.faults.plant import PLANTED, Plant
@@ -26,5 +27,6 @@ __all__ = [
     "planted_gates",
     "planted_lanes",
     "planted_locks",
+    "planted_selectors",
     "planted_store",
 ]

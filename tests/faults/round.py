@@ -23,6 +23,7 @@ from tests.faults.history import History, Recorder, Violation
 from tests.faults.kills import processes
 from tests.faults.locks import claims_left
 from tests.faults.remains import left_over, mistakes, usage
+from tests.faults.selectors import LABELS
 from tests.faults.workload import NAMESPACE, Workload, plan, stored
 from tests.support.wait import until
 
@@ -133,6 +134,7 @@ def _units(cluster: Cluster, events: Path) -> list[DriverUnit]:
             "CONVEYOR_NAMESPACE": NAMESPACE,
             "CONVEYOR_SLOTS": str(_SLOTS),
             "CONVEYOR_TRANSPORT": transport,
+            "CONVEYOR_WORKER_LABELS": ",".join(f"{key}={value}" for key, value in LABELS.get(name, {}).items()),
             "CONVEYOR_ADDRESS": cluster.driver_addresses,
             "CONVEYOR_NATS": cluster.nats.url,
         }
