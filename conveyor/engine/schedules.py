@@ -202,7 +202,10 @@ class Scheduler:
             return False
         if not due.time:
             await self._schedules.pass_over(found, due)
-            log.info("schedule_missed", namespace=found.namespace, schedule=found.name, times=due.missed)
+            if due.missed:
+                log.info("schedule_missed", namespace=found.namespace, schedule=found.name, times=due.missed)
+            else:
+                log.warning("schedule_ahead_of_clock", namespace=found.namespace, schedule=found.name)
             return True
         active = await self._schedules.unfinished(found.namespace, found.record)
         if active and not allows_more(found.schedule):
@@ -238,7 +241,7 @@ class Scheduler:
 
 def _time(found: Found, now: int) -> int:
     """When to look at a schedule first: now, if that can't be said."""
-    if found.record.replaced:
+    if found.is_odd(now):
         return now
     try:
         return found.next(now)

@@ -41,8 +41,9 @@ def decide(
     now: int,
 ) -> Due | None:
     """What has come due after `decided`; None when nothing has. `deadline` in microseconds; 0: the default."""
-    since = start(decided, now)
-    times, count = _passed(timing, since, now)
+    if is_ahead(decided, now):
+        return Due(0, 0, now)
+    times, count = _passed(timing, decided, now)
     if not times:
         return None
     late = MISSED_AFTER if missed == schedule_pb2.MISSED_RUNS_SKIP else deadline or DEADLINE
@@ -56,12 +57,12 @@ def decide(
 
 def next_time(timing: Timing, decided: int, now: int) -> int:
     """When the next run is due; 0: never."""
-    return timing.next(start(decided, now))
+    return timing.next(now if is_ahead(decided, now) else decided)
 
 
-def start(decided: int, now: int) -> int:
-    """The time up to which all is done with, by a clock that says that it is `now`."""
-    return decided if decided <= now + CLOCKS_APART else now
+def is_ahead(decided: int, now: int) -> bool:
+    """Whether `decided` comes from a clock that was so far ahead that it means nothing."""
+    return decided > now + CLOCKS_APART
 
 
 def _passed(timing: Timing, since: int, now: int) -> tuple[list[int], int]:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
 from conveyor.schedules.cron import Timing
-from conveyor.schedules.due import MOST, Due, decide, next_time
+from conveyor.schedules.due import MOST, Due, decide, is_ahead, next_time
 from conveyor.state import keys
 from conveyor.state.admission import Admission, merged_labels
 from conveyor.state.cache import Versioned
@@ -76,6 +76,10 @@ class Found:
         it = self.schedule
         deadline = it.deadline.ToMicroseconds() if it.HasField("deadline") else 0
         return decide(self.timing, it.missed, deadline, self.record.decided_time, now)
+
+    def is_odd(self, now: int) -> bool:
+        """Whether it must be looked at whenever it is due: something is left to do, or a wrong clock wrote it."""
+        return bool(self.record.replaced) or (not self.schedule.paused and is_ahead(self.record.decided_time, now))
 
     def next(self, now: int) -> int:
         """When it is due next; 0: not at all. Raises ValueError as `timing`."""

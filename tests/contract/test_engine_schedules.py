@@ -259,6 +259,26 @@ async def test_records_that_cannot_be_read_stop_no_other(site: Open, clock: Cloc
         assert (await only.decided(hour(clock), name)).started == 1
 
 
+@pytest.mark.parametrize(("ahead", "runs"), [(HOUR, 1), (1000 * HOUR, 2)])
+async def test_after_a_clock_that_was_ahead(site: Open, clock: Clock, ahead: int, runs: int) -> None:
+    one = await site("one")
+    await one.write(overlap=Overlap.OVERLAP_ALLOW)
+    clock.advance(ahead)
+    await one.decided(hour(clock))
+    await one.die()
+    clock.advance(-ahead)
+    two = await site("two")
+    await until(lambda: len(two.scheduler) == 1)
+    # What was started ahead of its time by an hour is not started again; after more the schedule goes on at once.
+    clock.advance(HOUR)
+    if runs == 2:
+        await until(two.both)
+    clock.advance(HOUR)
+    await two.decided(hour(clock))
+    assert len(await two.runs()) == runs + 1
+    assert (await two.record()).decided_time == hour(clock) * 1_000_000
+
+
 async def test_a_restored_store_makes_up_for_nothing(site: Open, clock: Clock) -> None:
     only = await site("one")
     only.presence.leading_for = -1.0

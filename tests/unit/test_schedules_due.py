@@ -85,8 +85,10 @@ def test_a_clock_that_is_set_back_starts_nothing_twice() -> None:
 
 def test_after_a_clock_that_was_far_ahead_it_goes_on_at_once() -> None:
     decided, now = START + 400 * DAY, START + MINUTE
-    assert decide(HOURLY, MISSED_RUNS_RUN_ALL, DAY, decided, now) is None
-    assert next_time(HOURLY, decided, now) == START + HOUR
+    due = decide(HOURLY, MISSED_RUNS_RUN_ALL, DAY, decided, now)
+    assert due == Due(0, 0, now)
+    assert next_time(HOURLY, decided, now) == next_time(HOURLY, due.decided, now) == START + HOUR
+    assert decide(HOURLY, MISSED_RUNS_RUN_ALL, DAY, due.decided, START + HOUR) == Due(START + HOUR, 0, START + HOUR)
 
 
 def test_a_clock_that_is_set_forward_starts_one_run() -> None:

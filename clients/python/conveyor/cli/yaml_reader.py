@@ -31,6 +31,8 @@ _TAG = "tag:yaml.org,2002:"
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
 _FALSE = frozenset({"false", "False", "FALSE"})
+# What has a meaning of its own at the beginning of a value, and the words by which the parser says so.
+_SPECIAL = (("*", "while scanning an alias"), ("@", "found character '@'"), ("`", "found character '`'"))
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -300,4 +302,7 @@ def _explain(error: MarkedYAMLError) -> str:
     if "\t" in problem:
         return "a tab; YAML is indented with spaces"
     context = f" ({error.context})" if error.context else ""
-    return f"not YAML: {problem}{context}"
+    # As cron expressions do.
+    special = next((mark for mark, said in _SPECIAL if said in f"{problem}{context}"), "")
+    hint = f"; a value that begins with {special} must be quoted" if special else ""
+    return f"not YAML: {problem}{context}{hint}"

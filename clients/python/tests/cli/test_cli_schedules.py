@@ -74,6 +74,13 @@ def test_mistakes_have_their_line(conveyor: Callable[..., Any], tmp_path: Path, 
     assert f"nightly.yaml:{said}" in done.err
 
 
+@pytest.mark.parametrize(("cron", "mark"), [("* * * * *", "*"), ("*/5 * * * *", "*"), ("@daily", "@")])
+def test_expressions_that_must_be_quoted(conveyor: Callable[..., Any], tmp_path: Path, cron: str, mark: str) -> None:
+    path = tmp_path / "nightly.yaml"
+    path.write_text(f"kind: Schedule\nname: nightly\ndefinition: app\nresource: shop\ncron: {cron}\n")
+    assert conveyor("apply", "-f", str(path)).err.endswith(f"; a value that begins with {mark} must be quoted\n")
+
+
 def test_status_is_a_field_of_schedules_only(conveyor: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "release.yaml"
     path.write_text("kind: Pipeline\nname: release\nsteps: [{id: a, driver: a}]\nstatus: {}\n")
