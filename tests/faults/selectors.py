@@ -60,10 +60,11 @@ def steps_went_to_who_fits(history: History) -> Iterator[Violation]:
         run = history.runs.get(event["run"])
         if run is None or not run.pipeline:
             continue
-        chosen = run.pipeline_snapshot.context["workers"].fields.get(event["step"])  # type: ignore[union-attr]
-        if chosen is None:
+        context = run.pipeline_snapshot.context
+        if "workers" not in context or event["step"] not in context.fields["workers"].struct_value:
             continue
-        size = "high" if float(run.params["n"]) > _ABOVE else "low"  # type: ignore[arg-type]
+        chosen = context.fields["workers"].struct_value.fields[event["step"]].string_value
+        size = "high" if run.params.fields["n"].number_value > _ABOVE else "low"
         labels = LABELS.get(event["by"])
-        if labels is None or not _TERMS[chosen.string_value][1](labels, size):
-            yield Violation(3, run.id, f"{event['by']} had {event['step']}, which wants workers {chosen.string_value}")
+        if labels is None or not _TERMS[chosen][1](labels, size):
+            yield Violation(3, run.id, f"{event['by']} had {event['step']}, which wants workers {chosen}")

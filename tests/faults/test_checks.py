@@ -206,6 +206,11 @@ def _wrong_params(history: History) -> None:
     history.runs["r"].pipeline_snapshot.context.CopyFrom(to_struct({"given": {"b": {"k0": "a"}}}))
 
 
+def _other_workers(history: History) -> None:
+    run = history.runs["r"]
+    run.pipeline_snapshot.context.update({"workers": {"a": "is-low"}})
+
+
 def _overlapping(history: History) -> None:
     run = history.runs["r"]
     run.pipeline_snapshot.concurrency.policy = ConcurrencyPolicy.CONCURRENCY_POLICY_QUEUE
@@ -340,6 +345,7 @@ def _descriptors(history: History) -> None:
         (3, _ran_although_missing),
         (3, _skipped_although_true),
         (3, _wrong_params),
+        (3, _other_workers),
         (3, _overlapping),
         (3, _not_replaced),
         (4, _counted_twice),
