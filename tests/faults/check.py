@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from conveyor.v1.run_pb2 import Run, RunReason, StepRun
+from tests.faults.calls import runs_within_are_kept
 from tests.faults.gates import gates_are_decided
 from tests.faults.hands import cancels_arrive, tickets_come_once
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
@@ -194,6 +195,7 @@ CHECKS: tuple[Check, ...] = (
     gates_are_decided,
     locks_are_kept,
     steps_went_to_who_fits,
+    runs_within_are_kept,
     one_attempt_counts,
     tickets_come_once,
     ends_stay,

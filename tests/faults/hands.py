@@ -57,13 +57,15 @@ def cancels_arrive(history: History) -> Iterator[Violation]:
 def _told(history: History, run: Run, step: StepRun) -> Iterator[Violation]:
     """Whoever was given up because it did not confirm knew that it was to."""
     events = list(history.about(run.id))
-    forced = any(event.get("force") for event in events)
+    forced = any(event.get("force") for event in history.above(run))
     if step.reason != StepReason.STEP_REASON_ABANDONED or step.finally_step or forced:
         return
     last = step.attempts[-1]
     mine = {e["kind"]: e for e in events if e.get("step") == step.step and e.get("attempt") == last.number}
     if "began" not in mine or "told" in mine:
         return
+    if "answered" in mine and run.caller_run:
+        return  # When it was cancelled nobody wrote down.
     cancelled = max((event["at"] for event in events if event.get("what") == "cancel"), default=0.0)
     if "answered" in mine and mine["answered"]["at"] < cancelled + _CROSSING:
         return

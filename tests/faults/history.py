@@ -76,6 +76,15 @@ class History:
         """The events of these kinds."""
         return (event for event in self.events if event["kind"] in kinds)
 
+    def above(self, run: Run) -> Iterator[Event]:
+        """The events that concern a run, and those that concern the runs that it is within."""
+        yield from self.about(run.id)
+        while run.caller_run:
+            yield from self.about(run.caller_run)
+            if run.caller_run not in self.runs:
+                return
+            run = self.runs[run.caller_run]
+
     def about(self, run: str) -> Iterator[Event]:
         """The events that concern a run."""
         if not self._by_run:
@@ -103,7 +112,8 @@ def seen(run: Run) -> dict[str, Any]:
     """What a history keeps of a run that somebody was shown."""
     return {
         "run": run.id,
-        "request": run.labels.get(REQUEST, ""),
+        # Those within a run have its labels, and no request of their own.
+        "request": run.labels.get(REQUEST, "") if not run.caller_run else "",
         "etag": int(run.etag, 16),
         "state": run_state(run.state),
         "steps": [step_state(state) for state in run.step_states],

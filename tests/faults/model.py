@@ -35,6 +35,8 @@ class ModelStep:
     queue_timed: bool
     gate: bool
     """Whether people decide, not a driver."""
+    driven: bool
+    """Whether a driver does the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +115,5 @@ def _step(step: Step, needs: tuple[str, ...], *, last: bool) -> ModelStep:
         timed=step.HasField("timeout"),
         queue_timed=step.HasField("queue_timeout"),
         gate=step.HasField("gate"),
+        driven=step.HasField("driver"),
     )

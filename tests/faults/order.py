@@ -15,6 +15,7 @@ from tests.faults.model import LOSSES, Model, ModelStep, model
 _JUDGED = frozenset({"NEED_FAILED", "NEED_SKIPPED", "NO_NEED_FAILED"})
 # What drivers say, with the token of the attempt that they answer.
 _SAID = re.compile(r"(?:no|never|give-up|stopped) ([0-9a-f]{12})")
+_FAILURES = frozenset({"DRIVER_FAILED", "TIMED_OUT", "CHILD_RUN_FAILED"})
 _STOPPED = frozenset({"RUN_CANCELLED", "RUN_TIMED_OUT", "ABANDONED"})
 
 
@@ -73,6 +74,8 @@ class _Case:
         if self.run.reason in _CANCELLED:
             expected = "CANCELLED"
             asked = any(e["what"] in ("cancel", "replace") for e in self.history.about(self.run.id) if "what" in e)
+            # Whether the one that it is within stopped it is looked at there.
+            asked = asked or bool(self.run.caller_run)
             if not asked and self.run.reason == RunReason.RUN_REASON_CANCEL_REQUESTED:
                 yield "it was cancelled, and nobody asked for that"
         elif self.run.reason == RunReason.RUN_REASON_TIMED_OUT:
@@ -115,7 +118,7 @@ class _Case:
 
     def _cleaned_up(self, step: ModelStep) -> Iterator[str]:
         """A finally step runs after any end of a run that began, unless somebody had no patience with that."""
-        forced = any(event.get("force") for event in self.history.about(self.run.id))
+        forced = any(event.get("force") for event in self.history.above(self.run))
         conditional = _reason(self.stored[step.name]) == "CONDITION_FALSE"
         if self.ended[step.name] == "SKIPPED" and not conditional and self.run.HasField("start_time") and not forced:
             yield f"the finally step {step.name} was skipped ({_reason(self.stored[step.name])})"
@@ -189,7 +192,7 @@ class _Case:
         """Its end follows from what its drivers answered."""
         stored, state = self.stored[step.name], self.ended[step.name]
         reason, attempts = _reason(stored), list(stored.attempts)
-        failed = [each for each in attempts if _reason(each) in ("DRIVER_FAILED", "TIMED_OUT")]
+        failed = [each for each in attempts if _reason(each) in _FAILURES]
         lost = [each for each in attempts if _reason(each) == "WORKER_LOST"]
         if len(failed) > step.failures or len(lost) > LOSSES + 1:
             yield f"{step.name} had {len(failed)} failures of {step.failures}, and lost {len(lost)} workers"
@@ -201,7 +204,7 @@ class _Case:
         said_so = self._answered(step.name, stored, "ok") or (
             self.stepped and self._answered(step.name, stored, "hang")
         )
-        if state == "SUCCEEDED" and not stored.inherited and not said_so and not step.gate:
+        if state == "SUCCEEDED" and not stored.inherited and not said_so and step.driven:
             yield f"{step.name} is SUCCEEDED, and no driver said so"
         # All finally steps together have a timeout of their own, which the run's reason need not tell.
         if state in ("CANCELLED", "SKIPPED") and reason in _STOPPED and not self.stopped and not step.last:
@@ -221,7 +224,7 @@ class _Case:
                 yield f"{step.name} is FAILED after {failed} of {step.failures} attempts"
         elif reason == "TIMED_OUT" and not step.timed and not self.stepped:
             yield f"{step.name} timed out without a timeout"
-        elif reason == "TIMED_OUT" and failed < step.failures and not stopped:
+        elif reason in ("TIMED_OUT", "CHILD_RUN_FAILED") and failed < step.failures and not stopped:
             yield f"{step.name} is FAILED after {failed} of {step.failures} attempts"
         elif reason == "QUEUE_TIMED_OUT" and not step.queue_timed:
             yield f"{step.name} timed out in the queue without a timeout"

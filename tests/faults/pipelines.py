@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -19,6 +19,7 @@ from conveyor.v1.pipeline_pb2 import (
     Step,
     TriggerRule,
 )
+from tests.faults.calls import random_call
 from tests.faults.conditions import random_condition, random_given, write
 from tests.faults.gates import random_gate
 from tests.faults.locks import random_lock, random_run_lock
@@ -42,10 +43,10 @@ _POLICIES = [
 Acts = list[dict[str, Any]]
 
 
-def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipeline:
+def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool], others: Sequence[str] = ()) -> Pipeline:
     """A pipeline that ends by itself within seconds, as long as somebody drives it.
 
-    `drivers`: whether there need be a timeout for what each has to do.
+    `drivers`: whether there need be a timeout for what each has to do. `others` are pipelines that steps may run.
     """
     graph = rng.random() < 0.6
     made = Pipeline(
@@ -58,6 +59,8 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool]) -> Pipe
         step, acts[f"s{number}"] = _random_step(rng, f"s{number}", drivers)
         if rng.random() < 0.15:
             step = random_gate(rng, step.id, may_be_optional=graph)
+        elif others and rng.random() < 0.15:
+            step = random_call(rng, step.id, others)
         elif rng.random() < 0.2:
             random_lock(rng, step)
         if graph:

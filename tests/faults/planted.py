@@ -7,6 +7,7 @@ checks find it.
 from __future__ import annotations
 
 from tests.faults import (
+    planted_calls,
     planted_core,
     planted_engine,
     planted_expressions,
@@ -21,6 +22,7 @@ from tests.faults.plant import PLANTED, Plant
 __all__ = [
     "PLANTED",
     "Plant",
+    "planted_calls",
     "planted_core",
     "planted_engine",
     "planted_expressions",
