@@ -34,6 +34,7 @@ _LONGEST_PAUSE = 2.0
 _REST = 9
 """How many times longer than a look is the time until the next one, as long as nobody gives the lock up."""
 
+_LONGEST_REST = 1.0
 _AT_ONCE = 32
 _LOCKS_KNOWN = 4096
 
@@ -78,7 +79,7 @@ class LockKeeper:
 
     def _now(self, lock: LockId) -> None:
         del self._later[lock]
-        self._look_soon(lock)
+        self._look_soon(lock, hurry=True)
 
     def close(self) -> None:
         """Look at nothing later on."""
@@ -126,7 +127,7 @@ class LockKeeper:
                 elif lock in self._asked and found.waiting:
                     # Who comes now waits anyway. Many may come at once, and each look costs more than the one before.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(urgent.wait(), _REST * (time() - began))
+                        await asyncio.wait_for(urgent.wait(), min(_REST * (time() - began), _LONGEST_REST))
         finally:
             del self._looking[lock]
 

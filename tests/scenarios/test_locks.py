@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from conveyor.sdk import InvalidArgument, Job
-from conveyor.v1.pipeline_pb2 import Lock, Param, Step
+from conveyor.v1.pipeline_pb2 import Concurrency, ConcurrencyPolicy, Lock, Param, Step
 from tests.support.behaviour import Handler, Hold, fail, ok
 from tests.support.belt import Belt, on_both_stores, one, reason, state, states, step, step_reason
 from tests.support.cli import Cli
@@ -199,4 +199,32 @@ async def test_p07_s5_an_abort_during_unit_frees_the_lock_at_once(belt: Belt) ->
     unit.released.set()
     assert state(await belt.ended(second)) == "SUCCEEDED"
     assert shared.most == 1
+    await nothing_left(belt)
+
+
+@pytest.mark.parametrize("policy", ["QUEUE", "REPLACE"])
+async def test_a_run_waits_for_its_turn_then_for_its_lock(belt: Belt, policy: str) -> None:
+    hold, deploys = Hold(), Shared()
+    belt.drive("hold", hold)
+    belt.drive("deploy", deploys)
+    await belt.pipeline(step("hold", lock=DEPLOY), name="other")
+    concurrency = Concurrency(policy=ConcurrencyPolicy.Value(f"CONCURRENCY_POLICY_{policy}"))
+    await belt.pipeline(step("deploy"), lock=DEPLOY, concurrency=concurrency)
+    holder = await belt.start("other")
+    await hold.started.wait()
+    first = await belt.start()
+    second = await belt.client.runs.start("app", first.resource)
+    assert (reason(first), reason(second)) == ("WAITING_FOR_LOCK", "WAITING_FOR_RUN")
+    if policy == "REPLACE":
+        ended = await belt.ended(first)
+        assert (state(ended), reason(ended)) == ("CANCELLED", "REPLACED")
+
+    async def waits() -> bool:
+        return reason(await belt.client.runs.get((second if policy == "REPLACE" else first).id)) == "WAITING_FOR_LOCK"
+
+    await until(waits)
+    hold.released.set()
+    assert state(await belt.ended(second)) == "SUCCEEDED"
+    assert deploys.order == ([second.id] if policy == "REPLACE" else [first.id, second.id])
+    assert state(await belt.ended(holder)) == "SUCCEEDED"
     await nothing_left(belt)
