@@ -162,13 +162,16 @@ class LockKeeper:
         owner = claimant(claim)
         try:
             index = await self._index(namespace, owner)
-            state = (await self._engine.handle(namespace, owner.run, LockGranted(index))).state
+            decision = await self._engine.handle(namespace, owner.run, LockGranted(index))
+            state = decision.state
         except (errors.NotFound, KeyError):
             pass  # The run is gone, or has no such step.
         except Unreadable as error:
             log.debug("lock_owner_unreadable", run_id=owner.run, error=error.message)
             return False  # It is put aside by the sweep, with its claims.
         else:
+            if decision.dirty:
+                self._engine.metrics.lock_granted(state.head.update_time - _since(state, index))
             if index in open_claims(state) and claim_key(state, index) == claim.key:
                 return claim_of(state, index).held
         await self._remove(lock, claim)
@@ -202,8 +205,8 @@ class LockKeeper:
             except (errors.NotFound, Unreadable, KeyError):
                 continue
             if index in open_claims(run.state) and claim_of(run.state, index).key == lock[1]:
-                since = run.head.create_time if index == RUN else _since(run.state, index)
-                found.append((not claim_of(run.state, index).held, since, f"{owner.run}/{owner.step}", run, index))
+                held = claim_of(run.state, index).held
+                found.append((not held, _since(run.state, index), f"{owner.run}/{owner.step}", run, index))
         for *_, run, index in sorted(found, key=lambda each: each[:3]):
             await self._locks.join_again(run.state, run.revision, index)
         return bool(found)
@@ -215,5 +218,8 @@ def _index(state: RunState, step: str) -> int:
 
 
 def _since(state: RunState, index: int) -> int:
+    """When it began to want its lock; of a run, which may have waited for its turn first, when it was created."""
+    if index == RUN:
+        return state.head.create_time
     record = state.steps[index]
     return record.queue_time if record is not None else 0

@@ -26,6 +26,12 @@ class EngineMetrics:
             buckets=_QUEUE_BUCKETS,
             registry=registry,
         )
+        self._lock_seconds = Histogram(
+            "conveyor_lock_wait_seconds",
+            "Time that runs and steps waited for their lock.",
+            buckets=_QUEUE_BUCKETS,
+            registry=registry,
+        )
         self._finished = {v: finished.labels(_short(run_pb2.RunState.Name(v))) for v in TERMINAL_RUN}
         self._steps: dict[int, Counter] = {v: steps.labels(_short(run_pb2.StepState.Name(v))) for v in TERMINAL_STEP}
         self._results = {v: results.labels(_short(n)) for n, v in result_pb2.Disposition.items() if v}
@@ -46,6 +52,10 @@ class EngineMetrics:
                 continue
             if record.state == run_pb2.STEP_STATE_RUNNING and record.start_time == state.head.update_time:
                 self._queue_seconds.observe(max(0, record.start_time - record.ready_time) / 1e6)
+
+    def lock_granted(self, micros: int) -> None:
+        """A run or step has got its lock after that time."""
+        self._lock_seconds.observe(max(0, micros) / 1e6)
 
     def result(self, disposition: result_pb2.Disposition.ValueType) -> None:
         """A result was answered."""

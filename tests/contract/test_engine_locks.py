@@ -113,6 +113,8 @@ async def test_from_hand_to_hand_in_the_order_of_their_commits(replica: Replica,
     await until(lambda: not replica.engine._tasks)
     replica.assert_at_rest()
     assert not replica.engine.locks._told
+    (waited,) = replica.engine.metrics._lock_seconds.collect()
+    assert [sample.value for sample in waited.samples if sample.name.endswith("_count")] == [4]
 
 
 async def test_each_waits_until_its_own_limit_is_kept(replica: Replica, workers: Connect) -> None:
