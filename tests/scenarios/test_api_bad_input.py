@@ -20,6 +20,7 @@ from conveyor.v1 import (
 from conveyor.v1 import pipeline_service_pb2 as pipelines
 from conveyor.v1 import resource_definition_service_pb2 as definitions
 from conveyor.v1 import resource_service_pb2 as resources
+from conveyor.v1.pipeline_pb2 import Decision
 from tests.support.api import Api, pipeline, refused, resource, served
 
 NO_RUN = "01890000-0000-7000-8000-000000000000"
@@ -305,6 +306,7 @@ async def test_bytes_that_are_no_request(api: Api) -> None:
 
 async def test_what_is_not_there(api: Api) -> None:
     missing = ("NOT_FOUND", "NOT_FOUND")
+    decision: dict[str, Any] = {"id": NO_RUN, "step": "ask", "by": "ann", "decision": Decision.DECISION_APPROVED}
     for call in (
         api.definitions.GetResourceDefinition(definitions.GetResourceDefinitionRequest(name="nope")),
         api.pipelines.GetPipeline(pipelines.GetPipelineRequest(name="nope")),
@@ -316,6 +318,8 @@ async def test_what_is_not_there(api: Api) -> None:
         api.runs.CancelRun(run_service_pb2.CancelRunRequest(id=NO_RUN)),
         api.runs.CancelRun(run_service_pb2.CancelRunRequest(id=NO_RUN, request_id="x")),
         api.runs.RetryRun(run_service_pb2.RetryRunRequest(id=NO_RUN)),
+        api.runs.DecideStep(run_service_pb2.DecideStepRequest(**decision)),
+        api.runs.DecideStep(run_service_pb2.DecideStepRequest(request_id="x", **decision)),
         api.runs.DeleteRun(run_service_pb2.DeleteRunRequest(id=NO_RUN)),
         api.logs.ReadLogs(log_service_pb2.ReadLogsRequest(run=NO_RUN)),
         api.driver_calls.GetDriver(driver_service_pb2.GetDriverRequest(name="nope")),

@@ -12,11 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conveyor.sdk import DeadlineExceeded, Unavailable
 from conveyor.v1.resource_pb2 import Resource
+from conveyor.v1.run_pb2 import StepRun
 from conveyor.v1.run_service_pb2 import StartRunRequest
 from conveyor.v1.run_service_pb2_grpc import RunServiceStub
 from tests.support.behaviour import Counted, Hold, ok
 from tests.support.belt import Belt, Site, one, state, step
 from tests.support.etcd import VERSIONS, Etcd, binary
+from tests.support.gates import gate, opened
 from tests.support.nats import NatsServer
 from tests.support.server import ConveyorServer
 from tests.support.wait import until
@@ -137,3 +139,27 @@ async def test_f49_a_store_that_is_away_is_unavailable_and_back_by_itself(belt: 
 
 async def _not_serving(belt: Belt) -> bool:
     return await health(belt.address) == "NOT_SERVING"
+
+
+async def test_a_decision_while_the_store_is_away_is_unavailable_and_counts_once(belt: Belt) -> None:
+    etcd = belt.site.etcd
+    assert etcd is not None
+    run = await opened(belt, gate("ask", approvals=2))
+    await asyncio.to_thread(etcd.stop)
+    try:
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await belt.client.runs.approve(run.id, "ask", "ann", request_id="one")
+    finally:
+        await asyncio.to_thread(etcd.start)
+
+    async def approved() -> StepRun | None:
+        try:
+            return await belt.client.runs.approve(run.id, "ask", "ann", request_id="one")
+        except (Unavailable, DeadlineExceeded):
+            return None
+
+    said = await until(approved, "the store to be back")
+    assert said is not None
+    assert [made.by for made in said.decisions] == ["ann"]
+    await belt.client.runs.approve(run.id, "ask", "bob")
+    assert state(await belt.ended(run)) == "SUCCEEDED"
