@@ -7,7 +7,7 @@ from typing import cast
 
 from google.protobuf.message import Message
 
-from conveyor.cli.drawing.notes import doing, lock_note, matrix_note
+from conveyor.cli.drawing.notes import doing, lock_note, matrix_note, selector_note
 from conveyor.cli.durations import show_duration
 from conveyor.cli.encode import encode, enum_name
 from conveyor.cli.gates import decisions, open_block
@@ -26,7 +26,7 @@ from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 from conveyor.v1.schedule_pb2 import Schedule
 
-_PIPELINE_STEPS = ("STEP", "DRIVER", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "MATRIX", "DESCRIPTION")
+_PIPELINE_STEPS = ("STEP", "DRIVER", "WORKERS", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "MATRIX", "DESCRIPTION")
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS", "STATE", "CONNECTED", "PROGRAM")
 # How late a run of a schedule may start that does not say it, in seconds.
 _DEADLINE = 300
@@ -166,6 +166,7 @@ def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
     return (
         step.id,
         doing(step),
+        selector_note(step.worker_selector),
         ", ".join(step.needs),
         rule or enum_name(step, "trigger_rule"),
         _timeout(step),

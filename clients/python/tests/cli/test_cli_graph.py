@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conveyor.v1.pipeline_pb2 import Pipeline, Step
+from conveyor.v1.pipeline_pb2 import LabelSelector, Pipeline, Step
 
 Conveyor = Callable[..., Any]
 
@@ -117,6 +117,18 @@ def test_a_registered_pipeline_that_is_a_list(conveyor: Conveyor, server: Any) -
     dot = conveyor("pipeline", "graph", "pipeline/short", "-o", "dot").out
     assert '  "build" -> "test"\n  "test" -> "ship"\n}' in dot
     assert conveyor("pipeline", "graph", "nope").code == 1
+
+
+def test_which_workers_a_registered_pipeline_wants(conveyor: Conveyor, server: Any) -> None:
+    selector = LabelSelector(match_labels={"os": "mac"})
+    steps = [Step(id="build", driver="x", worker_selector=selector), Step(id="ship", driver="x")]
+    server.objects["pipeline", "p"] = Pipeline(name="p", steps=steps)
+    *_, head, build, ship = conveyor("pipeline", "get", "p").out.splitlines()
+    assert (head.split(), build.split(), ship.split()) == (
+        ["STEP", "DRIVER", "WORKERS"],
+        ["build", "x", "os=mac"],
+        ["ship", "x"],
+    )
 
 
 def test_a_wide_graph_names_whole_layers(conveyor: Conveyor, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def notes(step: Step) -> list[str]:
     if step.when:
         found.append(f"when {one_line(step.when)}")
     if step.HasField("worker_selector"):
-        found.append(_selector(step.worker_selector))
+        found.append(f"on {selector_note(step.worker_selector) or 'any worker'}")
     if step.HasField("matrix"):
         found.append(f"matrix {matrix_note(step.matrix)}".rstrip())
     if step.HasField("lock"):
@@ -47,11 +47,11 @@ def notes(step: Step) -> list[str]:
     return found
 
 
-def _selector(selector: LabelSelector) -> str:
-    """Which workers may take it, as one writes selectors for Kubernetes."""
+def selector_note(selector: LabelSelector) -> str:
+    """Which workers may take it, as one writes selectors for Kubernetes; empty for any."""
     terms = [f"{key}={selector.match_labels[key]}" for key in sorted(selector.match_labels)]
     terms += map(_term, selector.match_expressions)
-    return one_line(f"on {', '.join(terms) or 'any worker'}")
+    return one_line(", ".join(terms))
 
 
 def _term(term: LabelRequirement) -> str:
