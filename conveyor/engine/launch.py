@@ -12,6 +12,7 @@ from conveyor.core.transitions import apply
 from conveyor.engine.dispatch import Dispatch
 from conveyor.engine.loop import Engine
 from conveyor.state.callers import Caller
+from conveyor.state.fired import Fired
 from conveyor.state.runs import StoredRun
 from conveyor.state.views import basic_run
 from conveyor.storage.v1 import storage_pb2
@@ -53,7 +54,7 @@ class Launcher:
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
         caller: Caller | None = None,
-        schedule: str = "",
+        fired: Fired | None = None,
     ) -> PreparedRun:
         """A new run with its first steps claimed for free workers; `launched` or `abandoned` must follow.
 
@@ -74,7 +75,7 @@ class Launcher:
             parent=parent,
             inherited=inherited,
             caller=caller,
-            schedule=schedule,
+            fired=fired,
         )
         if waits:
             keep_waiting(run.state)

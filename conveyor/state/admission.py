@@ -13,6 +13,7 @@ from conveyor.core.model import TERMINAL_RUN
 from conveyor.core.params import resolve
 from conveyor.state import keys, views
 from conveyor.state.callers import Caller
+from conveyor.state.fired import Fired
 from conveyor.state.lanes import Lane, Lanes, has_lane
 from conveyor.state.launcher import Launcher, PreparedRun
 from conveyor.state.lookup import Lookup
@@ -67,12 +68,12 @@ class Admission:
         *,
         fresh: bool,
         params: Struct | None = None,
-        schedule: str = "",
+        fired: Fired | None = None,
     ) -> Admitted:
         """A run of the resource on the named pipeline, or as a broadcast.
 
-        `params` are what a start gives, None when a change of the resource starts it. `schedule` is the name of the
-        schedule that starts it.
+        `params` are what a start gives, None when a change of the resource starts it. `fired` is what a schedule
+        starts it for.
 
         Raises errors.UnknownPipeline, errors.DefinitionMismatch, errors.TooManyWaitingRuns, errors.InvalidRequest when
         the parameters do not fit.
@@ -86,7 +87,7 @@ class Admission:
             labels=labels,
             params=values,
             waits=lane is not None and bool(lane.entries),
-            schedule=schedule,
+            fired=fired,
         )
         return _admit(prepared, guards, lane, chosen)
 

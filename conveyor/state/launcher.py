@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.state.callers import Caller
+from conveyor.state.fired import Fired
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Guard, Put
 from conveyor.v1 import pipeline_pb2, resource_pb2, run_pb2
@@ -64,13 +65,13 @@ class Launcher(Protocol[Prepared]):
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
         caller: Caller | None = None,
-        schedule: str = "",
+        fired: Fired | None = None,
     ) -> Prepared:
         """A run of the resource on the pipeline; without one it is a broadcast. Stores nothing.
 
         `labels` are all labels of the run, those of the resource included; `inherited` the steps that it takes over
         from its `parent`. One that `waits` for older runs is stored as it is, and started when it is its turn. The
-        `caller` is the step that waits for the run and names its id, `schedule` the schedule that starts it, by name.
+        `caller` is the step that waits for the run and names its id, `fired` what a schedule starts it for.
         """
         ...
 

@@ -20,6 +20,7 @@ from conveyor.expressions.program import Program, RunInputs
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
 from conveyor.state.callers import Caller
+from conveyor.state.fired import Fired
 from conveyor.state.lanes import Change, Lanes
 from conveyor.state.locks import Locks, joined, left
 from conveyor.storage.v1 import storage_pb2
@@ -120,7 +121,7 @@ class Runs:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
         caller: Caller | None = None,
-        schedule: str = "",
+        fired: Fired | None = None,
     ) -> StoredRun:
         """A run that is not stored yet. Raises errors.InvalidRequest when its lock's key cannot be evaluated."""
         head = storage_pb2.RunHead(
@@ -134,8 +135,9 @@ class Runs:
             labels=labels,
             create_time=now,
             parent_run=parent,
-            schedule=schedule,
         )
+        if fired is not None:
+            head.schedule, head.schedule_time = fired.schedule, fired.time
         if caller is not None:
             head.caller_run, head.caller_step, head.depth = caller.run, caller.step, caller.depth
             head.root_run = caller.root

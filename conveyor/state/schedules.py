@@ -20,6 +20,7 @@ from conveyor.state import keys
 from conveyor.state.admission import Admission, merged_labels
 from conveyor.state.cache import Versioned
 from conveyor.state.commits import Committer, Draft
+from conveyor.state.fired import Fired
 from conveyor.state.kinds import RESOURCE, SCHEDULE
 from conveyor.state.lookup import Lookup, missing
 from conveyor.state.requests import Slip
@@ -180,7 +181,8 @@ class Schedules:
                 raise Overtaken
             record = self._passed(found, due)
             record.last_time = due.time
-            return await self._draft(found, record, active, slip, fresh=fresh)
+            fired = Fired(found.name, due.time)
+            return await self._draft(found, fired, record, active, slip, fresh=fresh)
 
         return await self._committer.run(draft, None, self._starts.again(found.namespace))
 
@@ -202,13 +204,14 @@ class Schedules:
             record = storage_pb2.ScheduleRecord()
             record.CopyFrom(found.record)
             record.last_time = self._now()
-            return await self._draft(found, record, active, slip, fresh=fresh)
+            return await self._draft(found, Fired(name), record, active, slip, fresh=fresh)
 
         return await self._committer.run(draft, slip, self._starts.again(namespace))
 
     async def _draft(
         self,
         found: Found,
+        fired: Fired,
         record: storage_pb2.ScheduleRecord,
         active: Sequence[str],
         slip: Slip | None,
@@ -228,7 +231,7 @@ class Schedules:
             [Guard(key, resource.mod_revision)],
             params=it.params,
             fresh=fresh,
-            schedule=it.name,
+            fired=fired,
         )
         start = self._starts.draft(admitted, slip)
         run = admitted.prepared.run_id

@@ -95,6 +95,7 @@ def basic_run(head: storage_pb2.RunHead, mod_revision: int) -> run_pb2.Run:
         run.depth = head.depth
     if head.schedule:
         run.schedule = head.schedule
+        _set_time(run.schedule_time, head.schedule_time)
     if head.lock.key:
         run.lock = head.lock.key
     return run

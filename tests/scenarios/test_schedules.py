@@ -132,6 +132,7 @@ async def test_each_time_starts_one_run_and_other_namespaces_have_their_own(belt
         found = await started(belt, count)
         await belt.ended(found[-1])
         shown = await decided(belt, clock.hour)
+        assert shown.status.last_time == found[-1].schedule_time
         assert shown.status.last_time.ToSeconds() == clock.hour
         assert (shown.status.last_run, shown.status.started) == (found[-1].id, count)
         assert (shown.etag, shown.generation) == (made.etag, 1)
@@ -218,7 +219,7 @@ async def test_a_new_run_replaces_the_one_that_has_not_ended(belt: Belt, clock: 
     assert reason(await belt.ended(second)) == "REPLACED"
     hold.released.set()
     assert state(await belt.ended(third)) == "SUCCEEDED"
-    assert third.schedule == "nightly"
+    assert (third.schedule, third.HasField("schedule_time")) == ("nightly", False)
 
 
 async def test_a_run_that_is_refused_is_told_and_the_next_time_is_another_try(belt: Belt, clock: TurnedClock) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core.plan import compile_plan
 from conveyor.state import keys
+from conveyor.state.fired import Fired
 from conveyor.state.ids import RunIds
 from conveyor.state.kinds import DEFINITION, PIPELINE
 from conveyor.state.objects import Mode, now_micros
@@ -60,7 +61,7 @@ class HeadLauncher:
         parent: str = "",
         inherited: Sequence[storage_pb2.StepRecord] = (),
         waits: bool = False,
-        schedule: str = "",
+        fired: Fired | None = None,
     ) -> HeadOnly:
         self.prepared += 1
         now = now_micros()
@@ -79,7 +80,7 @@ class HeadLauncher:
             create_time=now,
             update_time=now,
             parent_run=parent,
-            schedule=schedule,
+            schedule=fired.schedule if fired is not None else "",
             step_states=bytes([run_pb2.STEP_STATE_PENDING]) * steps,
             step_reasons=bytes(steps),
         )

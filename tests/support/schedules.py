@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conveyor.sdk import Client
+from conveyor.sdk import Client, Unavailable
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
@@ -73,7 +73,10 @@ async def started(belt: Belt, count: int, name: str = "nightly") -> list[Run]:
     """The runs that a schedule started, once there are so many."""
 
     async def there() -> list[Run] | None:
-        found = await runs(belt, name)
+        try:
+            found = await runs(belt, name)
+        except Unavailable:
+            return None  # the server has just been started again
         return found if len(found) >= count else None
 
     found = await until(there, f"{count} runs of {name}")
@@ -86,7 +89,10 @@ async def decided(belt: Belt, hour: int, name: str = "nightly") -> Schedule:
     """The schedule, once all is done that was due up to this hour."""
 
     async def there() -> Schedule | None:
-        found = await belt.client.schedules.get(name)
+        try:
+            found = await belt.client.schedules.get(name)
+        except Unavailable:
+            return None
         return found if found.status.next_time.ToSeconds() > hour else None
 
     found = await until(there, f"{name} to be done with what was due")

@@ -60,6 +60,7 @@ def test_a_basic_run_has_all_of_the_head_that_is_public() -> None:
         caller_step="deploy",
         depth=1,
         schedule="nightly",
+        schedule_time=500,
         lock=storage_pb2.LockClaim(key="prod", limit=1),
         step_reasons=bytes([run_pb2.STEP_REASON_NO_WORKER, 0]),
     )
@@ -68,7 +69,7 @@ def test_a_basic_run_has_all_of_the_head_that_is_public() -> None:
     same = f"namespace id pipeline pipeline_generation definition resource resource_generation {own}"
     for name in same.split():
         assert getattr(run, name) == getattr(stored, name), name
-    for name in ("create_time", "start_time", "end_time", "update_time", "deadline"):
+    for name in ("create_time", "start_time", "end_time", "update_time", "deadline", "schedule_time"):
         assert getattr(run, name).ToMicroseconds() == getattr(stored, name), name
     assert (run.etag, run.lock) == (etag(255), "prod") == ("ff", "prod")
     assert list(run.step_states) == [run_pb2.STEP_STATE_RUNNING] * 2

@@ -595,7 +595,9 @@ type Run struct {
 	// The schedule that started it.
 	Schedule string `protobuf:"bytes,29,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	// The key of the lock that the run holds or waits for.
-	Lock          string `protobuf:"bytes,30,opt,name=lock,proto3" json:"lock,omitempty"`
+	Lock string `protobuf:"bytes,30,opt,name=lock,proto3" json:"lock,omitempty"`
+	// The time that was due when the schedule started it. Unset when somebody triggered the schedule.
+	ScheduleTime  *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=schedule_time,json=scheduleTime,proto3" json:"schedule_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -838,6 +840,13 @@ func (x *Run) GetLock() string {
 		return x.Lock
 	}
 	return ""
+}
+
+func (x *Run) GetScheduleTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScheduleTime
+	}
+	return nil
 }
 
 // What a run waits for.
@@ -2107,7 +2116,7 @@ var File_conveyor_v1_run_proto protoreflect.FileDescriptor
 
 const file_conveyor_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\n" +
+	"\x15conveyor/v1/run.proto\x12\vconveyor.v1\x1a\x1aconveyor/v1/pipeline.proto\x1a\x1aconveyor/v1/resource.proto\x1a\x18conveyor/v1/result.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\n" +
 	"\n" +
 	"\x03Run\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
@@ -2149,7 +2158,8 @@ const file_conveyor_v1_run_proto_rawDesc = "" +
 	"callerStep\x12\x14\n" +
 	"\x05depth\x18\x1c \x01(\rR\x05depth\x12\x1a\n" +
 	"\bschedule\x18\x1d \x01(\tR\bschedule\x12\x12\n" +
-	"\x04lock\x18\x1e \x01(\tR\x04lock\x1a9\n" +
+	"\x04lock\x18\x1e \x01(\tR\x04lock\x12?\n" +
+	"\rschedule_time\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\fscheduleTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
@@ -2396,48 +2406,49 @@ var file_conveyor_v1_run_proto_depIdxs = []int32{
 	27, // 11: conveyor.v1.Run.params:type_name -> google.protobuf.Struct
 	24, // 12: conveyor.v1.Run.deadline:type_name -> google.protobuf.Timestamp
 	7,  // 13: conveyor.v1.Run.wait:type_name -> conveyor.v1.RunWait
-	8,  // 14: conveyor.v1.RunWait.lock:type_name -> conveyor.v1.LockWait
-	9,  // 15: conveyor.v1.LockWait.holders:type_name -> conveyor.v1.LockHolder
-	2,  // 16: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
-	3,  // 17: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
-	24, // 18: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
-	24, // 19: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
-	24, // 20: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
-	24, // 21: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
-	28, // 22: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
-	14, // 23: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
-	12, // 24: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
-	27, // 25: conveyor.v1.StepRun.matrix:type_name -> google.protobuf.Struct
-	11, // 26: conveyor.v1.StepRun.decisions:type_name -> conveyor.v1.GateDecision
-	27, // 27: conveyor.v1.StepRun.params:type_name -> google.protobuf.Struct
-	29, // 28: conveyor.v1.StepRun.worker_selector:type_name -> conveyor.v1.LabelSelector
-	30, // 29: conveyor.v1.GateDecision.decision:type_name -> conveyor.v1.Decision
-	24, // 30: conveyor.v1.GateDecision.time:type_name -> google.protobuf.Timestamp
-	24, // 31: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
-	24, // 32: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
-	13, // 33: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
-	8,  // 34: conveyor.v1.StepWait.lock:type_name -> conveyor.v1.LockWait
-	24, // 35: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
-	4,  // 36: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
-	24, // 37: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	24, // 38: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	2,  // 39: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
-	3,  // 40: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
-	15, // 41: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
-	24, // 42: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
-	31, // 43: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
-	32, // 44: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
-	6,  // 45: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
-	18, // 46: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
-	6,  // 47: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
-	10, // 48: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
-	6,  // 49: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
-	24, // 50: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	24, // 14: conveyor.v1.Run.schedule_time:type_name -> google.protobuf.Timestamp
+	8,  // 15: conveyor.v1.RunWait.lock:type_name -> conveyor.v1.LockWait
+	9,  // 16: conveyor.v1.LockWait.holders:type_name -> conveyor.v1.LockHolder
+	2,  // 17: conveyor.v1.StepRun.state:type_name -> conveyor.v1.StepState
+	3,  // 18: conveyor.v1.StepRun.reason:type_name -> conveyor.v1.StepReason
+	24, // 19: conveyor.v1.StepRun.queue_time:type_name -> google.protobuf.Timestamp
+	24, // 20: conveyor.v1.StepRun.start_time:type_name -> google.protobuf.Timestamp
+	24, // 21: conveyor.v1.StepRun.end_time:type_name -> google.protobuf.Timestamp
+	24, // 22: conveyor.v1.StepRun.next_time:type_name -> google.protobuf.Timestamp
+	28, // 23: conveyor.v1.StepRun.result:type_name -> conveyor.v1.DriverResult
+	14, // 24: conveyor.v1.StepRun.attempts:type_name -> conveyor.v1.Attempt
+	12, // 25: conveyor.v1.StepRun.wait:type_name -> conveyor.v1.StepWait
+	27, // 26: conveyor.v1.StepRun.matrix:type_name -> google.protobuf.Struct
+	11, // 27: conveyor.v1.StepRun.decisions:type_name -> conveyor.v1.GateDecision
+	27, // 28: conveyor.v1.StepRun.params:type_name -> google.protobuf.Struct
+	29, // 29: conveyor.v1.StepRun.worker_selector:type_name -> conveyor.v1.LabelSelector
+	30, // 30: conveyor.v1.GateDecision.decision:type_name -> conveyor.v1.Decision
+	24, // 31: conveyor.v1.GateDecision.time:type_name -> google.protobuf.Timestamp
+	24, // 32: conveyor.v1.StepWait.since:type_name -> google.protobuf.Timestamp
+	24, // 33: conveyor.v1.StepWait.until:type_name -> google.protobuf.Timestamp
+	13, // 34: conveyor.v1.StepWait.last_workers:type_name -> conveyor.v1.SeenWorker
+	8,  // 35: conveyor.v1.StepWait.lock:type_name -> conveyor.v1.LockWait
+	24, // 36: conveyor.v1.SeenWorker.time:type_name -> google.protobuf.Timestamp
+	4,  // 37: conveyor.v1.Attempt.transport:type_name -> conveyor.v1.Transport
+	24, // 38: conveyor.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	24, // 39: conveyor.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 40: conveyor.v1.Attempt.state:type_name -> conveyor.v1.StepState
+	3,  // 41: conveyor.v1.Attempt.reason:type_name -> conveyor.v1.StepReason
+	15, // 42: conveyor.v1.Attempt.late_results:type_name -> conveyor.v1.LateResult
+	24, // 43: conveyor.v1.LateResult.time:type_name -> google.protobuf.Timestamp
+	31, // 44: conveyor.v1.LateResult.disposition:type_name -> conveyor.v1.Disposition
+	32, // 45: conveyor.v1.LateResult.outcome:type_name -> conveyor.v1.Outcome
+	6,  // 46: conveyor.v1.RunSnapshot.runs:type_name -> conveyor.v1.Run
+	18, // 47: conveyor.v1.RunChanges.changes:type_name -> conveyor.v1.RunChange
+	6,  // 48: conveyor.v1.RunChange.run:type_name -> conveyor.v1.Run
+	10, // 49: conveyor.v1.RunChange.steps:type_name -> conveyor.v1.StepRun
+	6,  // 50: conveyor.v1.RunsDeleted.runs:type_name -> conveyor.v1.Run
+	24, // 51: conveyor.v1.WatchHeartbeat.time:type_name -> google.protobuf.Timestamp
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_conveyor_v1_run_proto_init() }

@@ -75,6 +75,7 @@ def describe_run(run: Run, at: datetime, related: Related) -> str:
             ("Duration", length(run, at)),
             ("Step of", run.caller_run and f"run {run.caller_run}, step {run.caller_step}"),
             ("Schedule", run.schedule),
+            ("Was due", moment(run, "schedule_time", at)),
             ("Retry of", run.parent_run),
             ("Retried as", ", ".join(f"{retry.id} ({enum_name(retry, 'state')})" for retry in related.retries)),
         ]

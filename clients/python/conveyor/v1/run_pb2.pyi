@@ -416,6 +416,7 @@ class Run(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant that the run lives in."""
     id: _builtins.str
@@ -500,6 +501,10 @@ class Run(_message.Message):
     def wait(self) -> Global___RunWait:
         """GetRun only, while the run waits for older runs of its resource on its pipeline: what it waits for now."""
 
+    @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """The time that was due when the schedule started it. Unset when somebody triggered the schedule."""
+
     def __init__(
         self,
         *,
@@ -533,10 +538,11 @@ class Run(_message.Message):
         depth: _builtins.int = ...,
         schedule: _builtins.str = ...,
         lock: _builtins.str = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "params", b"params", "pipeline_snapshot", b"pipeline_snapshot", "resource_snapshot", b"resource_snapshot", "start_time", b"start_time", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "params", b"params", "pipeline_snapshot", b"pipeline_snapshot", "resource_snapshot", b"resource_snapshot", "schedule_time", b"schedule_time", "start_time", b"start_time", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "etag", b"etag", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "params", b"params", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "pipeline_snapshot", b"pipeline_snapshot", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "resource_snapshot", b"resource_snapshot", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "step_states", b"step_states", "steps", b"steps", "update_time", b"update_time", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
