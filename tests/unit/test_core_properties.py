@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from conveyor.core import draft
 from conveyor.core.inputs import Expansion, Seen, Verdict
+from conveyor.core.locks import RUN, run_waits_for_lock, waits_for_lock
 from conveyor.core.matrix import values_of
 from conveyor.core.model import (
     Call,
@@ -26,6 +27,7 @@ from conveyor.core.model import (
     Continue,
     Event,
     InputRefused,
+    LockGranted,
     NotReceived,
     ResultReceived,
     RunCreated,
@@ -139,6 +141,8 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, only_drivers: bool = False) -> 
             details["queue_timeout"] = {"seconds": draw(st.integers(1, 50))}
         if draw(st.booleans()):
             details["timeout"] = {"seconds": draw(st.integers(1, 50))}
+        if not only_drivers and draw(st.integers(0, 3)) == 0:
+            details["lock"] = {"key": "x"}
         return details
 
     steps = []
@@ -153,13 +157,17 @@ def pipelines(draw: st.DrawFn, *, most: int = 7, only_drivers: bool = False) -> 
         source.failure_policy = pipeline_pb2.FAILURE_POLICY_CONTINUE
     if draw(st.booleans()):
         source.timeout.seconds = draw(st.integers(1, 300))
+    if not only_drivers and draw(st.integers(0, 5)) == 0:
+        source.lock.key = "y"
     if draw(st.integers(0, 9)) == 0:
         source.name = ""  # a broadcast
+        source.ClearField("lock")
         del source.finally_steps[:]
         for s in source.steps:
             del s.needs[:]
             s.driver = "x"
             s.ClearField("matrix")
+            s.ClearField("lock")
             s.ClearField("when")
             s.ClearField("retry")
             s.trigger_rule = pipeline_pb2.TRIGGER_RULE_UNSPECIFIED
@@ -195,6 +203,7 @@ class World:
     def __init__(self, source: pipeline_pb2.Pipeline, seed: int, *, crashes: bool = True) -> None:
         self.source = source
         self.run = Run(source, inputs=Fixed())
+        self.run.state.head.lock.key = source.lock.key
         self.random = Random(seed)
         self.crashes = crashes
         self.past: list[Event] = []
@@ -322,7 +331,14 @@ class World:
 
     def given_out(self, index: int, *, jetstream: bool) -> Event:
         """A step that waits gets what it waits for."""
+        record = self.run.state.steps[index]
+        if record is not None and waits_for_lock(record):
+            return LockGranted(index)
         return self.called(index) if self.run.plan.steps[index].calls else self.claim(index, jetstream=jetstream)
+
+    def begin(self) -> Event:
+        """What has the run begin, or go on to."""
+        return LockGranted(RUN) if run_waits_for_lock(self.run.state.head) else RunCreated()
 
     def result(self, index: int, outcome: str) -> ResultReceived:
         """What the worker that has the step says."""
@@ -387,18 +403,22 @@ class World:
             self.send(InputRefused(any_step, run_pb2.STEP_REASON_INPUT_TOO_LARGE, "too large"))
         elif kind < 97:
             self.send(CancelRequested("enough", random.choice([0, 10]) * SECOND, force=random.random() < 0.3))
+        elif kind < 98:
+            self.send(LockGranted(any_step if random.random() < 0.7 else RUN))
         else:
-            self.send(RunCreated())
+            self.send(self.begin())
 
     def let_go(self) -> None:
         """Nothing is withheld any more: the sweep, workers that answer, and time."""
         run = self.run
-        self.send(RunCreated())
+        self.send(self.begin())
         for _ in range(50 * len(run.plan.steps) + 50):
             if run.state.terminal:
                 return
             commits = run.commits
             self.send(Continue())
+            if run.state.head.state == run_pb2.RUN_STATE_PENDING:
+                self.send(self.begin())
             for index in self.waiting():
                 self.send(self.given_out(index, jetstream=False))
             for index in self.gates():
