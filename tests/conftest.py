@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import grpc
+import hypothesis
 import pytest
 from blockbuster import BlockBuster
 
@@ -13,9 +14,15 @@ import conveyor
 
 
 def pytest_configure() -> None:
-    """Takes Ctrl-C, and lets children take it, also where a shell started this in the background and has it ignored."""
+    """Takes Ctrl-C, and lets children take it, also where a shell started this in the background and has it ignored.
+
+    No example of a property has a time limit.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # How long an example takes says more of the machine than of the code.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 def at(path: str) -> ModuleType:
