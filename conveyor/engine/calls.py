@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("conveyor.engine")
 
+_MADE_AT_ONCE = 32
+"""Runs; a matrix or a recursion may want thousands."""
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -47,6 +50,7 @@ class CallKeeper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._looked_at: set[str] = set()
+        self._making = asyncio.Semaphore(_MADE_AT_ONCE)
         self.starts: Starts | None = None
         """Makes runs. Comes later, since it needs the engine."""
 
@@ -120,7 +124,8 @@ class CallKeeper:
         try:
             found = await engine.run(namespace, child)
         except errors.NotFound:
-            await self._make(caller, step, child)
+            async with self._making:
+                await self._make(caller, step, child)
             return
         except Unreadable as error:
             lost = ChildEnded(step, child, run_pb2.RUN_STATE_FAILED, f"run {child} was put aside: {error.message}")

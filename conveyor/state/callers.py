@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conveyor.core import errors, limits
+from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
+from conveyor.store.port import Store
+
+_KNOWN = 256
+_LEAST_TURNS = 16
 
 
 class Withdrawn(Exception):
@@ -68,3 +74,35 @@ class Caller:
             raise errors.Unfit(
                 f"it would wait for lock {lock.key}, which is held by a run or step that waits for it in its turn"
             )
+
+
+class Descendants:
+    """How many runs are stored within outermost runs.
+
+    They are not counted for each new one, but the less often the farther they are from too many: the number may be
+    off by some dozens.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        """By namespace and run how many there were, and for how many more times that is good enough."""
+
+    async def count(self, namespace: str, root: str) -> int:
+        """The number, up to the limit. Raises the store's errors."""
+        key = (namespace, root)
+        count, turns = self._known.get(key, (0, 0))
+        if turns:
+            self._known[key] = count, turns - 1
+            return count
+        # Those that come while it is counted do not count, too.
+        self._known[key] = count, _LEAST_TURNS
+        listing = await self._store.list(
+            keys.index_within(namespace, root), limit=limits.RUN_DESCENDANTS, keys_only=True
+        )
+        count = len(listing.items)
+        self._known[key] = count, max(_LEAST_TURNS, (limits.RUN_DESCENDANTS - count) // 8)
+        self._known.move_to_end(key)
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+        return count

@@ -19,7 +19,7 @@ from conveyor.expressions.errors import NotAnExpression, NoValue
 from conveyor.expressions.program import Program, RunInputs
 from conveyor.state import keys
 from conveyor.state.cache import Cache, Versioned
-from conveyor.state.callers import Caller
+from conveyor.state.callers import Caller, Descendants
 from conveyor.state.fired import Fired
 from conveyor.state.lanes import Change, Lanes
 from conveyor.state.locks import Locks, joined, left
@@ -90,6 +90,7 @@ class Runs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.lanes = Lanes(store)
+        self._within = Descendants(store)
         self.locks = Locks(store)
         self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
         self._specs = Cache(_SPEC_BYTES_KEPT)
@@ -277,8 +278,7 @@ class Runs:
         found = Caller(child, record.step, within, claims)
         if found.depth == 1:
             return found
-        stored, _ = await self.page(keys.index_within(namespace, found.root), "", limits.RUN_DESCENDANTS)
-        return replace(found, descendants=len(stored))
+        return replace(found, descendants=await self._within.count(namespace, found.root))
 
     async def is_awaited(self, head: storage_pb2.RunHead) -> bool:
         """Whether the step that the run was made for waits for it, or has not yet taken its result."""

@@ -6,16 +6,17 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from conveyor.core import errors
+from conveyor.core import errors, limits
 from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.state import keys
+from conveyor.state.callers import Descendants
 from conveyor.state.repositories import Repositories
 from conveyor.state.runs import Runs
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Put, Store
 from conveyor.v1 import pipeline_pb2, run_pb2
-from tests.support.faulty import once, touches
+from tests.support.faulty import FaultyStore, once, touches
 from tests.support.rig import RUN_CANCELLED, RUN_SUCCEEDED, RUNNING, Replica, Worker, mute, step, until
 
 Connect = Callable[..., Awaitable[Worker]]
@@ -139,3 +140,20 @@ async def test_a_run_whose_caller_is_gone_is_cancelled(replica: Replica, embedde
     await worker.answer(worker.given[0])
     head = await replica.ended(child)
     assert (head.state, head.cancel_message) == (RUN_CANCELLED, f"step call of run {run} was stopped")
+
+
+async def test_runs_within_one_are_counted_now_and_then(embedded: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RUN_DESCENDANTS", 200)
+    reads = FaultyStore(embedded)
+    descendants = Descendants(reads)
+    made: list[str] = []
+    while await descendants.count("default", "root") < 200:
+        made.append(keys.index_within("default", "root") + str(len(made)))
+        await reads.commit((), [Put(made[-1], b"")])
+    assert 200 <= len(made) <= 220
+    assert reads.lists < 25
+    for start in range(0, len(made), 80):
+        await reads.commit((), (), made[start : start + 80])
+    counts = [await descendants.count("default", "root") for _ in range(20)]
+    assert (counts[0], counts[-1]) == (200, 0)
+    assert await descendants.count("default", "other") == 0

@@ -54,6 +54,7 @@ class FaultyStore:
         self.hold_ranges: asyncio.Event | None = None
         """Reads of runs wait for it."""
         self.commits = 0
+        self.lists = 0
         self.refused = 0
         """How often it was away or full when somebody came."""
 
@@ -73,6 +74,7 @@ class FaultyStore:
 
     async def list(self, prefix: str, after: str = "", limit: int = 0, *, keys_only: bool = False) -> Listing:
         self._check()
+        self.lists += 1
         return await self._store.list(prefix, after, limit, keys_only=keys_only)
 
     async def ranges(self, prefixes: Sequence[str]) -> Sequence[Sequence[KeyValue]]:
