@@ -77,10 +77,22 @@ async def belt(own_site: Site, tmp_path: Path) -> AsyncIterator[Belt]:
         yield belt
 
 
+async def back(belt: Belt) -> None:
+    """Start the server, and wait until the client has found it: by then it may have been away for long."""
+    await asyncio.to_thread(belt.site.server.start)
+
+    async def answers() -> bool:
+        with contextlib.suppress(Unavailable):
+            return bool(await belt.client.server_info())
+        return False
+
+    await until(answers, "the server to answer")
+
+
 async def killed(belt: Belt) -> None:
     """kill -9, and start again."""
     await asyncio.to_thread(belt.site.server.kill)
-    await asyncio.to_thread(belt.site.server.start)
+    await back(belt)
 
 
 @pytest.mark.parametrize(("own_site", "whole"), [("sqlite", True), ("etcd", False)], indirect=["own_site"])
@@ -181,7 +193,7 @@ async def test_who_is_next_gets_it_when_the_server_dies_before_it_looks(
         await until(lambda: not mortal.server.running, "the server to die at its failpoint")
         await asyncio.to_thread(mortal.server.kill)
         environment["CONVEYOR_FAILPOINTS"] = ""
-        await asyncio.to_thread(mortal.server.start)
+        await back(belt)
         runs += [await belt.start() for _ in range(len(runs), 3)]
         await deploys.check(belt, runs)
 
@@ -210,7 +222,7 @@ async def test_a_store_that_is_put_back_has_its_locks_as_they_were(own_site: Sit
         await hold.started.wait()
         await asyncio.to_thread(own_site.server.kill)
         await command("restore", "--force")
-        await asyncio.to_thread(own_site.server.start)
+        await back(belt)
         (lock,) = [each async for each in belt.client.runs.locks()]
         assert [each.run for each in (*lock.holders, *lock.waiting)] == [run.id for run in runs]
         hold.released.set()
