@@ -52,12 +52,13 @@ def inheritable(state: RunState) -> list[storage_pb2.StepRecord]:
 
 
 def _inherited_instances(state: RunState, index: int) -> Iterator[storage_pb2.StepRecord]:
-    """The instances of a step's matrix that succeeded, also in a run that this one retries."""
+    """The instances of a step's matrix that succeeded, also in a run that this one retries; all, if the step did."""
     name = state.plan.steps[index].id
+    succeeded = state.head.step_states[index] == run_pb2.STEP_STATE_SUCCEEDED
     yield from (_inherited(record) for record in state.kept.values() if record.matrix_step == name)
     for place in state.plan.instances.get(index, ()):
         record = state.steps[place]
-        if record is not None and record.state == run_pb2.STEP_STATE_SUCCEEDED:
+        if record is not None and (succeeded or record.state == run_pb2.STEP_STATE_SUCCEEDED):
             yield _inherited(record)
 
 

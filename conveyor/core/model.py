@@ -68,7 +68,7 @@ class RunState:
             if record.inherited and record.matrix_step:
                 # It counts if it was found to be of the same values, when its matrix was expanded.
                 index = plan.index.get(record.step, -1)
-                if record.step in kept or index < 0 or states[index] != run_pb2.STEP_STATE_SUCCEEDED:
+                if record.step in kept or index < 0 or states[index] != record.state:
                     continue
             steps[plan.index[record.step]] = record
         done = [state in TERMINAL_STEP for state in states]

@@ -409,6 +409,21 @@ def test_nothing_is_lost_with_the_session_that_nobody_has() -> None:
     assert not run.send(WorkerLost("", "")).dirty
 
 
+def test_optional_gates_that_a_run_passes_by() -> None:
+    """One skips its step no more than a condition does, unless all are passed by. A retry takes that over."""
+    test = pipeline_pb2.Step(id="test", gate={"optional": True}, matrix=pipeline_pb2.Matrix())
+    source = pipeline(test, step("a"), step("z", "test", rule="ALL_DONE"), graph=True)
+    for decided, ends in ((0, "SKIPPED NOT_DECIDED"), (1, "SUCCEEDED")):
+        run = begun(source, values="ab")
+        for place in range(decided):
+            run.apply(StepDecided(run.index(f"test[{place}]"), pipeline_pb2.DECISION_APPROVED, "ann"))
+        run.report("a")
+        assert of(run, "test", "test[1]") == [ends, "SKIPPED NOT_DECIDED"]
+        run.report("z", "FAILED")
+    again = Run(source, inheritable(run.state), Matrices(test="ab"))
+    assert of(again, "test", "test[0]", "test[1]") == ["SUCCEEDED", "SUCCEEDED", "SKIPPED NOT_DECIDED"]
+
+
 # Retries of runs
 
 
