@@ -16,6 +16,7 @@ from tests.faults.hands import cancels_arrive, tickets_come_once
 from tests.faults.history import ENDED, ENDED_STEP, Event, History, Violation, run_state, seen, step_state
 from tests.faults.lanes import one_after_the_other
 from tests.faults.locks import locks_are_kept
+from tests.faults.matrices import matrices_fan_out
 from tests.faults.order import steps_run_in_order
 from tests.faults.selectors import steps_went_to_who_fits
 from tests.faults.sight import nothing_is_missed_silently
@@ -87,6 +88,11 @@ def one_attempt_counts(history: History) -> Iterator[Violation]:
             yield Violation(4, event["run"], f"{event['step']}, {event['attempt']}, began after its result was acked")
 
 
+def _fanned_out(run: Run) -> set[str]:
+    """The steps with a matrix: their instances report, not they."""
+    return {step.id for step in run.pipeline_snapshot.steps if step.HasField("matrix")}
+
+
 def _attempts(run: Run, step: StepRun) -> Iterator[Violation]:
     numbers = [attempt.number for attempt in step.attempts]
     states = [step_state(attempt.state) for attempt in step.attempts]
@@ -99,7 +105,8 @@ def _attempts(run: Run, step: StepRun) -> Iterator[Violation]:
     if step_state(step.state) in ENDED_STEP and any(state not in ENDED for state in states):
         yield Violation(4, run.id, f"{step.step} has ended, and an attempt has not: {states}")
     # Drivers of a broadcast over JetStream are not told a number.
-    if step_state(step.state) == "SUCCEEDED" and not step.inherited and run.pipeline and step.driver:
+    reported = run.pipeline and step.driver and step.step not in _fanned_out(run)
+    if step_state(step.state) == "SUCCEEDED" and not step.inherited and reported:
         data = step.result.data.fields
         if states[-1:] != ["SUCCEEDED"] or data["attempt"].number_value != numbers[-1]:
             yield Violation(4, run.id, f"{step.step} succeeded by the result of another attempt than its last")
@@ -193,6 +200,7 @@ CHECKS: tuple[Check, ...] = (
     steps_run_in_order,
     one_after_the_other,
     gates_are_decided,
+    matrices_fan_out,
     locks_are_kept,
     steps_went_to_who_fits,
     runs_within_are_kept,

@@ -34,7 +34,7 @@ def gates_are_decided(history: History) -> Iterator[Violation]:
     for run in history.runs.values():
         gates = {step.id: step for step in (*run.pipeline_snapshot.steps, *run.pipeline_snapshot.finally_steps)}
         for stored in run.steps:
-            if gates[stored.step].HasField("gate") and not stored.inherited:
+            if not stored.matrix_step and gates[stored.step].HasField("gate") and not stored.inherited:
                 yield from (Violation(3, run.id, text) for text in _explained(stored, gates[stored.step]))
                 yield from (Violation(3, run.id, text) for text in _passed_by(stored, run, gates))
     for event in history.of("ok"):
@@ -54,7 +54,9 @@ def _passed_by(stored: StepRun, run: Run, steps: Mapping[str, Step]) -> Iterator
     then = stored.end_time.ToNanoseconds()
     for other in run.steps:
         under_way = other.HasField("queue_time") and other.queue_time.ToNanoseconds() < then
-        if under_way and then < other.end_time.ToNanoseconds() and not steps[other.step].gate.optional:
+        # A matrix waits for nothing but its instances.
+        optional = other.instances or steps[other.matrix_step or other.step].gate.optional
+        if under_way and then < other.end_time.ToNanoseconds() and not optional:
             yield f"the gate {stored.step} was passed by while {other.step} was under way"
 
 

@@ -37,6 +37,12 @@ class ModelStep:
     """Whether people decide, not a driver."""
     driven: bool
     """Whether a driver does the work."""
+    fans_out: bool
+    """Whether it has a matrix."""
+    stops_others: bool
+    """Whether an instance of it that fails stops the others."""
+    matrix_of: str = ""
+    """Of an instance: the step that has the matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ class Model:
     given: Mapping[str, Mapping[str, str]]
 
     def main(self) -> list[ModelStep]:
-        """All but the finally steps."""
-        return [step for step in self.steps.values() if not step.last]
+        """All that the pipeline names but the finally steps."""
+        return [step for step in self.steps.values() if not step.last and not step.matrix_of]
 
     def runs(self, name: str, ended: Mapping[str, str]) -> bool:
         """Whether the rule of a step lets it run after its needs ended like this."""
@@ -68,7 +74,8 @@ class Model:
 
     def spoiled(self, name: str, ended: Mapping[str, str]) -> bool:
         """Whether another main step failed that must not."""
-        others = (step for step in self.main() if step.name != name and not step.allow_failure)
+        own = (name, self.steps[name].matrix_of)
+        others = (step for step in self.main() if step.name not in own and not step.allow_failure)
         return any(ended[step.name] == "FAILED" for step in others)
 
     def stoppable(self, name: str) -> bool:
@@ -77,7 +84,8 @@ class Model:
 
     def end(self, ended: Mapping[str, str]) -> str:
         """How a run ends that nobody cancels and that does not time out."""
-        bad = (ended[s.name] in ("FAILED", "CANCELLED") and not s.allow_failure for s in self.steps.values())
+        named = (step for step in self.steps.values() if not step.matrix_of)
+        bad = (ended[s.name] in ("FAILED", "CANCELLED") and not s.allow_failure for s in named)
         return "FAILED" if any(bad) else "SUCCEEDED"
 
 
@@ -115,5 +123,7 @@ def _step(step: Step, needs: tuple[str, ...], *, last: bool) -> ModelStep:
         timed=step.HasField("timeout"),
         queue_timed=step.HasField("queue_timeout"),
         gate=step.HasField("gate"),
-        driven=step.HasField("driver"),
+        driven=step.HasField("driver") and not step.HasField("matrix"),
+        fans_out=step.HasField("matrix"),
+        stops_others=step.matrix.fail_fast or not step.matrix.HasField("fail_fast"),
     )

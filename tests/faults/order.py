@@ -10,6 +10,7 @@ from functools import cached_property
 from conveyor.v1.run_pb2 import Attempt, Run, RunReason, StepReason, StepRun
 from tests.faults.conditions import expected, holds
 from tests.faults.history import ENDED, Event, History, Violation, run_state, step_state
+from tests.faults.matrices import stopped_by_another, with_instances
 from tests.faults.model import LOSSES, Model, ModelStep, model
 
 _JUDGED = frozenset({"NEED_FAILED", "NEED_SKIPPED", "NO_NEED_FAILED"})
@@ -23,7 +24,7 @@ def steps_run_in_order(history: History) -> Iterator[Violation]:
     """3: No step is dispatched before its rule holds, none after the run is terminal or cancelled but finally steps."""
     for run in history.runs.values():
         if run.pipeline and run_state(run.state) in ENDED:
-            case = _Case(history, run, model(run.pipeline_snapshot))
+            case = _Case(history, run, with_instances(model(run.pipeline_snapshot), run))
             yield from case.violations()
 
 
@@ -129,7 +130,8 @@ class _Case:
     def _conditional(self, step: ModelStep) -> Iterator[str]:
         """It ran if its condition is true, was skipped if not, and failed if that refers to what is not there."""
         stored, state, reason = self.stored[step.name], self.ended[step.name], _reason(self.stored[step.name])
-        condition = self.model.conditions.get(step.name)
+        declared = step.matrix_of or step.name
+        condition = self.model.conditions.get(declared)
         held = True if condition is None else holds(condition, self.n, self.ended, self.said)
         if reason == "CONDITION_FALSE" and held is not False:
             yield f"{step.name} was skipped although its condition {condition} comes to {held}"
@@ -140,7 +142,7 @@ class _Case:
         passed = step.gate and state == "SUCCEEDED"
         if (stored.attempts or passed) and not stored.inherited and held is not True:
             yield f"{step.name} is {state} and ran although its condition {condition} comes to {held}"
-        given = expected(self.model.given.get(step.name, {}), self.n, self.ended)
+        given = expected(self.model.given.get(declared, {}), self.n, self.ended)
         for event in self._events(step.name, "began"):
             if event["params"] != given:
                 yield f"{step.name} was given {event['params']}; it should have been {given}"
@@ -207,7 +209,8 @@ class _Case:
         if state == "SUCCEEDED" and not stored.inherited and not said_so and step.driven:
             yield f"{step.name} is SUCCEEDED, and no driver said so"
         # All finally steps together have a timeout of their own, which the run's reason need not tell.
-        if state in ("CANCELLED", "SKIPPED") and reason in _STOPPED and not self.stopped and not step.last:
+        stopped = self.stopped or stopped_by_another(step, self.ended)
+        if state in ("CANCELLED", "SKIPPED") and reason in _STOPPED and not stopped and not step.last:
             yield f"{step.name} is {state} ({reason}) in a run that nobody stopped"
         if state == "FAILED":
             yield from self._failure(step, stored, len(failed), len(lost))
@@ -216,6 +219,7 @@ class _Case:
         reason = _reason(stored)
         # What runs when another step fails is not tried again.
         stopped = self.stopped or (self.model.stoppable(step.name) and self.model.spoiled(step.name, self.ended))
+        stopped = stopped or stopped_by_another(step, self.ended)
         if reason == "DRIVER_FAILED":
             refused = self._answered(step.name, stored, "refuse")
             if not refused and not self._answered(step.name, stored, "fail"):

@@ -23,6 +23,7 @@ from tests.faults.calls import random_call
 from tests.faults.conditions import random_condition, random_given, write
 from tests.faults.gates import random_gate
 from tests.faults.locks import random_lock, random_run_lock
+from tests.faults.matrices import add_matrices
 from tests.faults.selectors import choose_workers
 
 _RULES = [
@@ -77,7 +78,9 @@ def random_pipeline(rng: Random, name: str, drivers: Mapping[str, bool], others:
     made.finally_timeout.FromTimedelta(timedelta(seconds=rng.choice([3, 20, 20])))
     made.concurrency.policy = rng.choice(_POLICIES)
     made.params.append(Param(name="n", type=ParamType.PARAM_TYPE_NUMBER, default={"number_value": 5}))
-    made.context.CopyFrom(to_struct({"acts": acts, **_add_expressions(rng, made)}))
+    expressions = _add_expressions(rng, made)
+    lists = add_matrices(made, acts, expressions["conditions"])
+    made.context.CopyFrom(to_struct({"acts": acts, "lists": lists, **expressions}))
     return made
 
 

@@ -14,6 +14,7 @@ from tests.faults import (
     planted_gates,
     planted_lanes,
     planted_locks,
+    planted_matrices,
     planted_selectors,
     planted_store,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "planted_gates",
     "planted_lanes",
     "planted_locks",
+    "planted_matrices",
     "planted_selectors",
     "planted_store",
 ]

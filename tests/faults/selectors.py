@@ -61,9 +61,10 @@ def steps_went_to_who_fits(history: History) -> Iterator[Violation]:
         if run is None or not run.pipeline:
             continue
         context = run.pipeline_snapshot.context
-        if "workers" not in context or event["step"] not in context.fields["workers"].struct_value:
+        declared = event["step"].partition("[")[0]
+        if "workers" not in context or declared not in context.fields["workers"].struct_value:
             continue
-        chosen = context.fields["workers"].struct_value.fields[event["step"]].string_value
+        chosen = context.fields["workers"].struct_value.fields[declared].string_value
         size = "high" if run.params.fields["n"].number_value > _ABOVE else "low"
         labels = LABELS.get(event["by"])
         if labels is None or not _TERMS[chosen][1](labels, size):
