@@ -36,6 +36,8 @@ log = structlog.get_logger("conveyor.engine")
 _MADE_AT_ONCE = 32
 """Runs; a matrix or a recursion may want thousands."""
 
+_NOT_MADE = "it was stopped before its run was made"
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -62,7 +64,12 @@ class CallKeeper:
         if plan.calls:
             for index in decision.changed:
                 record = run.state.steps[index]
-                if plan.steps[index].calls and record is not None and not record.cancel_sent:
+                if not plan.steps[index].calls or record is None:
+                    continue
+                if record.reason == run_pb2.STEP_REASON_ABANDONED:
+                    # It may have been told before, when nobody used force.
+                    self._engine.spawn(self._cancel_with(run.head, record.step, record.child_run))
+                elif not record.cancel_sent:
                     self._look_soon(run, record)
         if decision.ended and run.head.caller_run:
             failpoint("calls.child_ended")
@@ -152,7 +159,7 @@ class CallKeeper:
                 self._engine.resume(found)
             return
         except Withdrawn:
-            ended = ChildEnded(step, child, run_pb2.RUN_STATE_CANCELLED, "it was stopped before its run", exists=False)
+            ended = ChildEnded(step, child, run_pb2.RUN_STATE_CANCELLED, _NOT_MADE, exists=False)
         except (errors.Away, errors.Overtaken):
             raise
         except errors.DomainError as error:
@@ -183,7 +190,7 @@ class CallKeeper:
             log.debug("child_run_not_cancelled", run_id=child, error=str(error))
         except errors.NotFound:
             # The step was told before it was made, so it never will be.
-            ended = ChildEnded(step, child, run_pb2.RUN_STATE_CANCELLED, "it was stopped before its run", exists=False)
+            ended = ChildEnded(step, child, run_pb2.RUN_STATE_CANCELLED, _NOT_MADE, exists=False)
             await self._engine.handle(namespace, caller.id, ended)
 
     async def _tell(self, child: StoredRun) -> None:

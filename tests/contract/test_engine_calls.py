@@ -88,7 +88,7 @@ async def test_no_run_is_made_for_a_step_that_was_stopped(start_replica: StartRe
     await two.engine.request("default", run, CancelRequested("enough", 30 * SECOND))
     assert (await two.ended(run)).state == RUN_CANCELLED
     record = await two.record(run, "call")
-    assert (record.child_run, record.message) == ("", "it was stopped before its run")
+    assert (record.child_run, record.message) == ("", "it was stopped before its run was made")
     one.store.lose, one.store.away = lambda puts: "", False
     await until(lambda: not one.engine._tasks)
     assert await within(two.runs, run) == []

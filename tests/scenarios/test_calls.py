@@ -101,6 +101,24 @@ async def test_a_cancel_reaches_all_runs_within(belt: Belt, force: bool) -> None
 
 
 @on_both_stores
+async def test_force_after_a_cancel_reaches_the_run_within_too(belt: Belt) -> None:
+    stubborn = Hold(cancellable=False)
+    belt.drive("put", stubborn)
+    await belt.pipeline(step("put"), name="deploy")
+    await belt.pipeline(call("deploy", "deploy"))
+    run = await belt.start()
+    await stubborn.started.wait()
+    await belt.client.runs.cancel(run.id)
+    await belt.client.runs.cancel(run.id, force=True)
+    ended = await belt.ended(run)
+    assert step_reason(ended.steps[0]) == "ABANDONED"
+    child = await belt.ended(ended.steps[0].child_run)
+    assert (state(child), step_reason(child.steps[0])) == ("CANCELLED", "ABANDONED")
+    assert child.steps[0].message.startswith("cancelled by force")
+    stubborn.released.set()
+
+
+@on_both_stores
 async def test_a_run_within_that_somebody_cancels(belt: Belt) -> None:
     hold = Hold()
     belt.drive("put", hold)

@@ -55,7 +55,7 @@ type RunServiceClient interface {
 	DecideStep(ctx context.Context, in *DecideStepRequest, opts ...grpc.CallOption) (*DecideStepResponse, error)
 	// Returns the locks that are held, with those that hold them and those that wait, in the order of their keys.
 	ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error)
-	// Deletes a finished run with its logs.
+	// Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result.
 	DeleteRun(ctx context.Context, in *DeleteRunRequest, opts ...grpc.CallOption) (*DeleteRunResponse, error)
 }
 
@@ -209,7 +209,7 @@ type RunServiceServer interface {
 	DecideStep(context.Context, *DecideStepRequest) (*DecideStepResponse, error)
 	// Returns the locks that are held, with those that hold them and those that wait, in the order of their keys.
 	ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error)
-	// Deletes a finished run with its logs.
+	// Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result.
 	DeleteRun(context.Context, *DeleteRunRequest) (*DeleteRunResponse, error)
 	mustEmbedUnimplementedRunServiceServer()
 }

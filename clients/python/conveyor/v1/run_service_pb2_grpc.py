@@ -155,7 +155,7 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRun(self, request, context):
-        """Deletes a finished run with its logs.
+        """Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

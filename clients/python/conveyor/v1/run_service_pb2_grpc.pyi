@@ -52,7 +52,7 @@ class RunServiceStub:
     ListLocks: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListLocksRequest, _run_service_pb2.ListLocksResponse]
     """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys."""
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]
-    """Deletes a finished run with its logs."""
+    """Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result."""
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -78,7 +78,7 @@ class RunServiceAsyncStub(RunServiceStub):
     ListLocks: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListLocksRequest, _run_service_pb2.ListLocksResponse]  # type: ignore[assignment]
     """Returns the locks that are held, with those that hold them and those that wait, in the order of their keys."""
     DeleteRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]  # type: ignore[assignment]
-    """Deletes a finished run with its logs."""
+    """Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result."""
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     """Starts, shows, watches and ends runs."""
@@ -161,6 +161,6 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.DeleteRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.DeleteRunResponse, _abc.Awaitable[_run_service_pb2.DeleteRunResponse]]:
-        """Deletes a finished run with its logs."""
+        """Deletes a finished run with its logs. FAILED_PRECONDITION while the step that started it has not taken its result."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
