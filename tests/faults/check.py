@@ -18,10 +18,11 @@ from tests.faults.lanes import one_after_the_other
 from tests.faults.locks import locks_are_kept
 from tests.faults.matrices import matrices_fan_out
 from tests.faults.order import steps_run_in_order
+from tests.faults.schedules import schedules_start_one_run
 from tests.faults.selectors import steps_went_to_who_fits
 from tests.faults.sight import nothing_is_missed_silently
 
-STARTS = frozenset({"start", "create", "retry"})
+STARTS = frozenset({"start", "create", "retry", "trigger"})
 """Calls that make a run."""
 
 Check = Callable[[History], Iterator[Violation]]
@@ -197,6 +198,7 @@ CHECKS: tuple[Check, ...] = (
     nothing_unforeseen,
     what_was_acknowledged_is_there,
     one_request_one_run,
+    schedules_start_one_run,
     steps_run_in_order,
     one_after_the_other,
     gates_are_decided,

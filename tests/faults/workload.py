@@ -24,10 +24,12 @@ from conveyor.v1.pipeline_pb2 import Pipeline
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run, StepReason
+from conveyor.v1.schedule_pb2 import Schedule
 from tests.faults.conditions import MOST
 from tests.faults.gates import random_decision
 from tests.faults.history import REQUEST, Recorder, seen, step_state
 from tests.faults.pipelines import random_pipeline
+from tests.faults.schedules import random_schedules
 from tests.faults.watcher import RawWatcher
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ _KINDS = [
     *["cancel"] * 3,
     *["retry"] * 2,
     *["decide"] * 8,
+    *["trigger"] * 2,
     "delete",
     "get",
     "list",
@@ -74,6 +77,7 @@ class Plan:
 
     pipelines: list[Pipeline]
     resources: list[Resource]
+    schedules: list[Schedule]
     ops: list[Op]
 
 
@@ -98,9 +102,9 @@ def plan(
     for number, op in enumerate(ops):
         made = _detailed(rng, op, number, starts, pipelines, targets, drivers)
         ops[number] = made
-        if made.kind in ("start", "create", "retry"):
+        if made.kind in ("start", "create", "retry", "trigger"):
             starts.append(number)
-    return Plan(pipelines, targets, ops)
+    return Plan(pipelines, targets, random_schedules(rng, pipelines, targets), ops)
 
 
 def _others(name: str) -> tuple[str, ...]:
@@ -144,6 +148,8 @@ def _detailed(
         arguments = {"request": request}
     elif op.kind == "decide":
         arguments = {"request": request, **random_decision(rng)}
+    elif op.kind == "trigger":
+        arguments = {"request": request, "schedule": rng.choice(["patient", "eager"]), "again": rng.random() < 0.5}
     elif op.kind == "cancel":
         arguments = {"request": request, "force": rng.random() < 0.2, "grace": rng.choice([0.5, 1, 3])}
     return Op(op.at, op.kind, op.client, target, arguments)
@@ -174,6 +180,8 @@ class Workload:
             await client.pipelines.apply(pipeline)
         for resource in self._plan.resources:
             await client.resources.create(resource)
+        for schedule in self._plan.schedules:
+            await client.schedules.create(schedule)
         self._watchers.append(asyncio.create_task(self._watch_all("watch-all", self._watching)))
         self._watchers.append(asyncio.create_task(self._raw.run()))
 
@@ -181,6 +189,9 @@ class Workload:
         """Do all of it, each op at its time; returns when the last one has its answer or is given up."""
         start = asyncio.get_running_loop().time()
         await asyncio.gather(*(self._at(start, number, op) for number, op in enumerate(self._plan.ops)))
+        # What is left must end, and nothing begin any more.
+        for schedule in self._plan.schedules:
+            await self._insist("pause", partial(self._clients[0].schedules.pause, schedule.name))
 
     async def close(self) -> None:
         """End what watches, and leave."""
@@ -193,7 +204,7 @@ class Workload:
     async def _at(self, start: float, number: int, op: Op) -> None:
         await asyncio.sleep(start + op.at - asyncio.get_running_loop().time())
         client = self._clients[op.client]
-        if op.kind in ("start", "create", "edit", "list"):
+        if op.kind in ("start", "create", "trigger", "edit", "list"):
             await getattr(self, f"_{op.kind}")(number, op, client)
         elif op.target in self._started:
             await getattr(self, f"_{op.kind}")(number, op, client, self._started[op.target])
@@ -223,6 +234,17 @@ class Workload:
 
         for _ in range(2 if op.arguments["again"] else 1):
             run = await self._insist("create", create, request=request, pipeline=pipeline)
+            if run is not None:
+                self._started[number] = run.id
+
+    async def _trigger(self, number: int, op: Op, client: Client) -> None:
+        request, schedule = op.arguments["request"], op.arguments["schedule"]
+
+        async def trigger() -> Run:
+            return await client.schedules.trigger(schedule, request_id=request)
+
+        for _ in range(2 if op.arguments["again"] else 1):
+            run = await self._insist("trigger", trigger, asked=request, schedule=schedule)
             if run is not None:
                 self._started[number] = run.id
 
