@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from conveyor.core.matrix import is_expanded
 from conveyor.core.model import RunState
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2
+
+_HEAVY = 128 << 10
+"""Bytes that are taken over as they are."""
 
 _DECIDED_BY_NEEDS = frozenset(
     {
@@ -48,7 +51,19 @@ def inheritable(state: RunState) -> list[storage_pb2.StepRecord]:
             open_needs[dependent] -= 1
             if not open_needs[dependent]:
                 order.append(dependent)
+    _lighten(kept)
     return kept
+
+
+def _lighten(kept: Sequence[storage_pb2.StepRecord]) -> None:
+    """Leave out what nobody needs any more when there is much: one commit stores all of it, with the snapshot."""
+    if sum(record.ByteSize() for record in kept) <= _HEAVY:
+        return
+    expanded = {record.step for record in kept if is_expanded(record)}
+    for record in kept:
+        record.ClearField("params")
+        if record.matrix_step in expanded:
+            record.ClearField("matrix")  # the record of its step has it
 
 
 def _inherited_instances(state: RunState, index: int) -> Iterator[storage_pb2.StepRecord]:

@@ -10,8 +10,8 @@ import pytest
 
 from conveyor.sdk import InvalidArgument, Job, RunUpdate, to_struct
 from conveyor.v1.run_pb2 import Run
-from tests.support.behaviour import Counted, Hold, Late, fail, ok
-from tests.support.belt import Belt, matrix, on_both_stores, one, reason, state, states, step, step_reason
+from tests.support.behaviour import Counted, Hold, Late, ok
+from tests.support.belt import Belt, matrix, on_both_stores, one, state, states, step, step_reason
 from tests.support.cli import Cli
 from tests.support.wait import until
 
@@ -398,7 +398,6 @@ def p09() -> list[Any]:
     ]
 
 
-@TRANSPORTS
 @pytest.mark.parametrize(
     ("said", "builds", "ssl"),
     [
@@ -408,40 +407,15 @@ def p09() -> list[Any]:
     ],
     ids=["S1", "S2", "S3"],
 )
-async def test_p09_cpython(belt: Belt, transport: str, said: dict[str, str], builds: int, ssl: int) -> None:
+async def test_p09_over_jetstream(belt: Belt, said: dict[str, str], builds: int, ssl: int) -> None:
     async def check(job: Job) -> dict[str, str]:
         return said
 
     built, tested = Counted(), Counted()
     for name, handler in (("check", check), ("build", built), ("ssl", tested)):
-        belt.drive(name, handler, transport=transport)
+        belt.drive(name, handler, transport="jetstream")
     await belt.pipeline(*p09(), graph=True)
     ended = await belt.ended(await belt.start())
     assert (state(ended), built.count, tested.count) == ("SUCCEEDED", builds, ssl)
     assert states(ended)["ssltests"] == ("SUCCEEDED" if ssl else "SKIPPED")
     assert len(values(ended)) == ssl
-
-
-async def test_p09_s4_one_instance_fails(belt: Belt) -> None:
-    async def check(job: Job) -> dict[str, str]:
-        return {"run_tests": "true", "run_ssl_tests": "true"}
-
-    async def ssl(job: Job) -> None:
-        if job.step == "ssltests[0]":
-            raise job.fail("no cipher")
-
-    for name, handler in (("check", check), ("build", ok), ("ssl", ssl)):
-        belt.drive(name, handler)
-    await belt.pipeline(*p09(), graph=True)
-    ended = await belt.ended(await belt.start())
-    assert (state(ended), reason(ended)) == ("FAILED", "STEP_FAILED")
-    assert states(ended)["ssltests[1]"] == "SUCCEEDED"
-    assert ended.message == "step ssltests failed: ssltests[0] failed: no cipher"
-    assert values(ended)["ssltests[0]"] == "openssl=3.0"
-
-
-async def test_p09_s5_the_first_step_fails(belt: Belt) -> None:
-    belt.drive("check", fail)
-    await belt.pipeline(*p09(), graph=True)
-    ended = await belt.ended(await belt.start())
-    assert list(states(ended).values()) == ["FAILED", *["SKIPPED"] * 7]
