@@ -20,13 +20,13 @@ from conveyor.cli.times import length, moment, now
 from conveyor.cli.waiting import lock_wait
 from conveyor.cli.yaml_writer import to_yaml
 from conveyor.v1.driver_pb2 import Driver
-from conveyor.v1.pipeline_pb2 import Pipeline, Step
+from conveyor.v1.pipeline_pb2 import Lock, Pipeline, Step
 from conveyor.v1.resource_definition_pb2 import ResourceDefinition
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.run_pb2 import Run
 from conveyor.v1.schedule_pb2 import Schedule
 
-_PIPELINE_STEPS = ("STEP", "DRIVER", "WORKERS", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "MATRIX", "DESCRIPTION")
+_PIPELINE_STEPS = ("STEP", "DRIVER", "WORKERS", "NEEDS", "RULE", "TIMEOUT", "ATTEMPTS", "MATRIX", "LOCK", "DESCRIPTION")
 _WORKERS = ("WORKER", "TRANSPORT", "BUSY", "SLOTS", "DEFINITIONS", "LABELS", "STATE", "CONNECTED", "PROGRAM")
 # How late a run of a schedule may start that does not say it, in seconds.
 _DEADLINE = 300
@@ -153,7 +153,7 @@ def _pipeline(pipeline: Pipeline, at: datetime) -> str:
             ("Definition", pipeline.definition),
             ("Order", enum_name(pipeline, "order") or "LIST"),
             ("On failure", enum_name(pipeline, "failure_policy") or "FAIL_FAST"),
-            ("Lock", lock_note(pipeline.lock).removeprefix("lock ") if pipeline.HasField("lock") else ""),
+            ("Lock", _lock(pipeline.lock) if pipeline.HasField("lock") else ""),
             *_common(pipeline, at),
         ]
     )
@@ -173,8 +173,13 @@ def _pipeline_step(step: Step, rule: str) -> tuple[str, ...]:
         _timeout(step),
         str(step.retry.max_attempts if step.retry.HasField("max_attempts") else 3) if step.HasField("retry") else "",
         matrix_note(step.matrix) if step.HasField("matrix") else "",
+        _lock(step.lock) if step.HasField("lock") else "",
         step.description,
     )
+
+
+def _lock(lock: Lock) -> str:
+    return lock_note(lock).removeprefix("lock ")
 
 
 def _timeout(step: Step) -> str:

@@ -62,6 +62,9 @@ def test_a_run_that_waits_for_its_lock(conveyor: Conveyor, server: Any, make_run
 
 
 def test_the_lock_of_a_pipeline(conveyor: Conveyor, server: Any) -> None:
-    pipeline = Pipeline(name="p", lock=Lock(key="db", limit=2), steps=[Step(id="a", driver="b")])
+    steps = [Step(id="a", driver="b", lock=Lock(key="x ${{ run.id }}", limit=3)), Step(id="c", driver="b")]
+    pipeline = Pipeline(name="p", lock=Lock(key="db", limit=2), steps=steps)
     server.objects["pipeline", "p"] = pipeline
-    assert "Lock:       db (2 at a time)" in conveyor("pipeline", "get", "p").out.splitlines()
+    lines = conveyor("pipeline", "get", "p").out.splitlines()
+    assert "Lock:       db (2 at a time)" in lines
+    assert lines[-3:] == ["STEP  DRIVER  LOCK", "a     b       x ${{ run.id }} (3 at a time)", "c     b"]
