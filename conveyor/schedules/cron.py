@@ -107,6 +107,12 @@ class Timing:
         return next(self.after(time), 0)
 
 
+@functools.lru_cache(4096)
+def timing(cron: str, time_zone: str) -> Timing:
+    """The times of an expression in a time zone, read once. Raises ValueError as Timing does."""
+    return Timing(cron, time_zone)
+
+
 @functools.cache
 def _zone(name: str) -> tzinfo:
     if name in {"", "UTC"}:

@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from conveyor.core import errors
-from conveyor.schedules.cron import Timing
+from conveyor.schedules.cron import Timing, timing
 from conveyor.schedules.due import MOST, Due, decide, is_ahead, next_time
 from conveyor.state import keys
 from conveyor.state.admission import Admission, merged_labels
@@ -70,7 +70,7 @@ class Found:
     @property
     def timing(self) -> Timing:
         """When it is due. Raises ValueError when this server doesn't know the time zone."""
-        return Timing(self.schedule.cron, self.schedule.time_zone)
+        return timing(self.schedule.cron, self.schedule.time_zone)
 
     def due(self, now: int) -> Due | None:
         """What has come due; None when nothing has. Raises ValueError as `timing`."""

@@ -16,7 +16,7 @@ from conveyor.cli.objects import starts_no_run
 from conveyor.cli.output import block, table
 from conveyor.cli.tables import RUNS, STEPS, UNKNOWN, label_text, labels, run_row, step_row
 from conveyor.cli.terminal import harmless, one_line
-from conveyor.cli.times import length, moment, now
+from conveyor.cli.times import due, length, moment, now
 from conveyor.cli.waiting import lock_wait
 from conveyor.cli.yaml_writer import to_yaml
 from conveyor.v1.driver_pb2 import Driver
@@ -202,7 +202,6 @@ def _resource(resource: Resource, at: datetime) -> str:
 
 def _schedule(schedule: Schedule, at: datetime) -> str:
     status = schedule.status
-    upcoming = moment(status, "next_time", at)
     head = block(
         [
             ("Schedule", schedule.name),
@@ -214,7 +213,7 @@ def _schedule(schedule: Schedule, at: datetime) -> str:
             ("Missed", _missed(schedule)),
             ("Overlap", enum_name(schedule, "overlap") or "SKIP"),
             ("Run labels", label_text(schedule.run_labels)),
-            ("Next", "paused" if schedule.paused else upcoming),
+            ("Next", "paused" if schedule.paused else due(status, "next_time", at)),
             ("Last", moment(status, "last_time", at)),
             ("Last run", status.last_run),
             ("Under way", ", ".join(status.active_runs)),

@@ -44,6 +44,12 @@ def upcoming(message: Message, field: str, at: datetime) -> str:
     return f"in {show_duration((then - at).total_seconds())}" if then > at else "now"
 
 
+def due(message: Message, field: str, at: datetime) -> str:
+    """The time and how soon it will be; empty when it will not."""
+    then = time_of(message, field)
+    return f"{then:%Y-%m-%dT%H:%M:%SZ} ({upcoming(message, field, at)})" if then else ""
+
+
 def length(message: Run | StepRun, at: datetime) -> str:
     """How long a run or the current attempt of a step took, or takes already; empty before its start."""
     start = time_of(message, "start_time")

@@ -132,6 +132,9 @@ def test_one(conveyor: Callable[..., Any], server: Any) -> None:
     assert shown["Error"] == "it is gone"
     assert shown["Runs"] == "4 started, 2 skipped, 1 refused"
     assert "Next" not in shown
+    made.status.next_time.FromDatetime(in_hours(5.2))
+    shown = dict(re.split(r": +", line, maxsplit=1) for line in conveyor("schedule", "get", "nightly").out.splitlines())
+    assert re.fullmatch(r"\S+Z \(in 5h1\dm\)", shown["Next"])
 
 
 def test_a_dry_run_says_what_it_could_not_check(
