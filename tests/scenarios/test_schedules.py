@@ -105,13 +105,10 @@ async def test_from_a_file_to_a_run_by_the_command_line(belt: Belt, clock: Turne
     shown = await run("schedule", "get", "nightly")
     for said in ("Europe/Berlin", first.id, "1 started", "RUN_ONCE (at most 5m00s late)"):
         assert said in shown.out
-    assert first.id in (await run("schedule", "list")).out
     assert first.id in (await run("list", "runs", "--schedule", "nightly", "-o", "name")).out
-    assert (await run("run", "list", "--schedule", "other", "-o", "name")).out == ""
     assert "Schedule:" in (await run("run", "get", first.id)).out
 
     assert (await run("schedule", "pause", "nightly")).out == "schedule/nightly paused\n"
-    assert "paused" in (await run("schedule", "list")).out
     done = await run("schedule", "trigger", "nightly", "--wait")
     assert "SUCCEEDED" in done.out + done.err
     assert (await run("schedule", "resume", "nightly")).out == "schedule/nightly resumed\n"
