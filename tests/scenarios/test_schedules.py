@@ -10,6 +10,7 @@ import pytest
 
 from conveyor.sdk import to_struct
 from conveyor.sdk.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from conveyor.v1.apply_pb2 import ApplyOutcome
 from conveyor.v1.pipeline_pb2 import Param
 from conveyor.v1.resource_pb2 import Resource
 from conveyor.v1.schedule_pb2 import Overlap, Schedule
@@ -133,6 +134,8 @@ async def test_each_time_starts_one_run_and_other_namespaces_have_their_own(belt
         assert shown.status.last_time.ToSeconds() == clock.hour
         assert (shown.status.last_run, shown.status.started) == (found[-1].id, count)
         assert (shown.etag, shown.generation) == (made.etag, 1)
+        # What was read, with what came of it, is what can be applied again.
+        assert (await belt.client.schedules.apply(shown)).outcome == ApplyOutcome.APPLY_OUTCOME_UNCHANGED
     assert len(await started(belt, 3, "hourly")) == 3
 
 
