@@ -6,8 +6,8 @@ import structlog
 
 from conveyor.api.ports import Engine
 from conveyor.core import errors
+from conveyor.core.events import StepDecided
 from conveyor.core.gates import Standing, missing, standing
-from conveyor.core.model import StepDecided
 from conveyor.state.repositories import Repositories
 from conveyor.state.requests import Slip
 from conveyor.state.runs import StoredRun

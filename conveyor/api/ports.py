@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar, cast
 
-from conveyor.core.model import Decision, Event
+from conveyor.core.events import Event
+from conveyor.core.model import Decision
 from conveyor.state.runs import StoredRun
 from conveyor.v1 import driver_pb2, log_pb2, run_pb2, run_service_pb2
 from conveyor.watch.hub import RunFilter

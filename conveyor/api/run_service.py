@@ -15,7 +15,7 @@ from conveyor.api.ports import Engine, Hub, Logs, Waits, closing
 from conveyor.api.run_list import list_runs
 from conveyor.api.validation import validate
 from conveyor.core import errors, limits
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND, micros
 from conveyor.logs.errors import LogsUnavailable
 from conveyor.state.repositories import Repositories

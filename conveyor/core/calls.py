@@ -6,7 +6,8 @@ from conveyor.core import limits
 from conveyor.core.attempts import give_out, is_free, start
 from conveyor.core.deadlines import INSTANCE_FAILED
 from conveyor.core.draft import Draft
-from conveyor.core.model import Called, ChildEnded, Decision, RunState
+from conveyor.core.events import Called, ChildEnded
+from conveyor.core.model import Decision, RunState
 from conveyor.core.settle import settle
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2

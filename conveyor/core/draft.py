@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from conveyor.core.events import Event
 from conveyor.core.inputs import Seen, StepInputs, Verdict
 from conveyor.core.locks import waiting_message
 from conveyor.core.matrix import values_of
-from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, Event, RunState, Stop, Withdraw, result_bytes
+from conveyor.core.model import OVERDUE, TERMINAL_RUN, Decision, RunState, Stop, Withdraw, result_bytes
 from conveyor.core.plan import Plan
 from conveyor.core.rules import may_start
 from conveyor.storage.v1 import storage_pb2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from conveyor.core.deadlines import INSTANCE_FAILED
 from conveyor.core.draft import MAX_LATE_MESSAGE, MAX_LATE_RESULTS_KEPT, Draft
+from conveyor.core.events import ResultReceived
 from conveyor.core.limits import RUN_RESULTS_BYTES
-from conveyor.core.model import Decision, ResultReceived, RunState
+from conveyor.core.model import Decision, RunState
 from conveyor.core.settle import settle
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2

@@ -9,24 +9,18 @@ from conveyor.core.attempts import give_out, is_free, start
 from conveyor.core.calls import on_called, on_child_ended
 from conveyor.core.deadlines import TIMEOUT_GRACE, bring_run_nearer, bring_step_nearer, end_in_time, step_due
 from conveyor.core.draft import MAX_LOSSES, Draft, withdrawal
-from conveyor.core.gates import Standing, decide, standing
-from conveyor.core.locks import run_waits_for_lock
-from conveyor.core.model import (
-    OVERDUE,
-    TERMINAL_STEP,
+from conveyor.core.events import (
     Called,
     CancelRequested,
     ChildEnded,
     Claimed,
     Continue,
-    Decision,
     Event,
     InputRefused,
     LockGranted,
     NotReceived,
     ResultReceived,
     RunCreated,
-    RunState,
     StepDecided,
     Tick,
     TicketDelivered,
@@ -34,8 +28,10 @@ from conveyor.core.model import (
     TicketWithdrawn,
     Waiting,
     WorkerLost,
-    waits_for_runs,
 )
+from conveyor.core.gates import Standing, decide, standing
+from conveyor.core.locks import run_waits_for_lock
+from conveyor.core.model import OVERDUE, TERMINAL_STEP, Decision, RunState, waits_for_runs
 from conveyor.core.results import on_result
 from conveyor.core.settle import find_candidates, settle
 from conveyor.core.start import on_created, on_lock_granted

@@ -10,14 +10,8 @@ import structlog
 from conveyor.core import errors, limits
 from conveyor.core.calls import awaits
 from conveyor.core.deadlines import TIMEOUT_GRACE, grace_left
-from conveyor.core.model import (
-    OVERDUE,
-    Called,
-    CancelRequested,
-    ChildEnded,
-    Decision,
-    Stop,
-)
+from conveyor.core.events import Called, CancelRequested, ChildEnded
+from conveyor.core.model import OVERDUE, Decision, Stop
 from conveyor.engine.child_results import child_ended
 from conveyor.engine.repair import waits
 from conveyor.state.callers import Withdrawn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import limits
+from conveyor.core.events import ChildEnded
 from conveyor.core.matrix import data_of
-from conveyor.core.model import ChildEnded
 from conveyor.state.runs import StoredRun
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
 from conveyor.v1 import run_pb2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from conveyor.core.model import Call, Called, Claim, Claimed, Decision, Waiting
+from conveyor.core.events import Call, Called, Claim, Claimed, Waiting
+from conveyor.core.model import Decision
 from conveyor.core.selectors import ANY, Selector, spell, spell_connected
 from conveyor.core.transitions import apply
 from conveyor.engine.sessions_view import SessionsView

@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Waiting
+from conveyor.core.events import Waiting
 from conveyor.engine.loop import Engine
 from conveyor.engine.workers import DriverKey
 from conveyor.store.port import StoreError

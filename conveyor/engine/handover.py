@@ -10,7 +10,8 @@ from typing import Any
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Claim, Claimed, Decision, Event, NotReceived, Stop
+from conveyor.core.events import Claim, Claimed, Event, NotReceived
+from conveyor.core.model import Decision, Stop
 from conveyor.engine import repair
 from conveyor.engine.assignments import packed
 from conveyor.engine.clock import Now

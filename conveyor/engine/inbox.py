@@ -10,7 +10,7 @@ import structlog
 from conveyor.bus.events import InboxEvent, ResultArrived
 from conveyor.bus.nats import Bus
 from conveyor.core import errors
-from conveyor.core.model import RunCreated
+from conveyor.core.events import RunCreated
 from conveyor.engine.loop import Engine
 from conveyor.engine.results import invalid_event, result_event
 from conveyor.state import keys

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import CancelRequested, Decision, RunCreated, waits_for_runs
+from conveyor.core.events import CancelRequested, RunCreated
+from conveyor.core.model import Decision, waits_for_runs
 from conveyor.core.plan import SECOND
 from conveyor.state.lanes import Change, Lane, Lanes, has_lane, lane_key
 from conveyor.state.runs import StoredRun, Unreadable

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from google.protobuf.struct_pb2 import Struct
 
-from conveyor.core.model import Decision, RunCreated, keep_waiting
+from conveyor.core.events import RunCreated
+from conveyor.core.model import Decision, keep_waiting
 from conveyor.core.transitions import apply
 from conveyor.engine.dispatch import Dispatch
 from conveyor.engine.loop import Engine

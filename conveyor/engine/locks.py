@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from conveyor.core import errors
+from conveyor.core.events import LockGranted
 from conveyor.core.locks import RUN
-from conveyor.core.model import Decision, LockGranted, RunState
+from conveyor.core.model import Decision, RunState
 from conveyor.state import keys
 from conveyor.state.locks import Claimant, Lock, Locks, claim_key, claim_of, claimant, open_claims
 from conveyor.state.runs import StoredRun, Unreadable

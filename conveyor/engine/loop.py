@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Continue, Decision, Event, Stop, Tick, waits_for_runs
+from conveyor.core.events import Continue, Event, Tick
+from conveyor.core.model import Decision, Stop, waits_for_runs
 from conveyor.core.transitions import apply, next_timer
 from conveyor.engine import repair
 from conveyor.engine.calls import CallKeeper

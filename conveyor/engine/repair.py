@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from conveyor.core.events import Continue, NotReceived, RunCreated, WorkerLost
 from conveyor.core.locks import run_waits_for_lock, waits_for_lock
-from conveyor.core.model import Continue, NotReceived, RunCreated, WorkerLost, waits_for_runs
+from conveyor.core.model import waits_for_runs
 from conveyor.core.transitions import apply
 from conveyor.engine.workers import Held
 from conveyor.state.runs import StoredRun

@@ -8,7 +8,7 @@ import contextlib
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import Event, TicketWithdrawn, WorkerLost
+from conveyor.core.events import Event, TicketWithdrawn, WorkerLost
 from conveyor.engine.loop import Engine
 from conveyor.state import keys
 from conveyor.state.runs import StoredRun, Unreadable

@@ -6,7 +6,7 @@ import hashlib
 import re
 
 from conveyor.core import limits
-from conveyor.core.model import ResultReceived
+from conveyor.core.events import ResultReceived
 from conveyor.state.structs import Unrepresentable, json_bytes, plain
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import result_pb2, run_pb2

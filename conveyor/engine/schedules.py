@@ -10,7 +10,7 @@ from contextlib import aclosing
 import structlog
 
 from conveyor.core import errors
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.engine.lanes import REPLACED_GRACE
 from conveyor.engine.loop import Engine
 from conveyor.engine.presence import Presence

@@ -11,7 +11,7 @@ from conveyor.bus import wire
 from conveyor.bus.errors import BusError, TooLarge
 from conveyor.bus.nats import Bus
 from conveyor.bus.tickets import TicketReceipt
-from conveyor.core.model import InputRefused, TicketSent
+from conveyor.core.events import InputRefused, TicketSent
 from conveyor.engine.assignments import assignment
 from conveyor.engine.loop import Engine
 from conveyor.state.runs import StoredRun

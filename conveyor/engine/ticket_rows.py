@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from conveyor.core import errors
-from conveyor.core.model import Waiting
+from conveyor.core.events import Waiting
 from conveyor.engine.loop import Engine
 from conveyor.engine.ticket_takers import NOBODY, Found
 from conveyor.engine.workers import DriverKey, Waiter

@@ -21,7 +21,8 @@ from conveyor.bus.errors import BusError, TooLarge
 from conveyor.bus.nats import Bus
 from conveyor.bus.tickets import TicketFate, TicketReceipt
 from conveyor.core import errors
-from conveyor.core.model import InputRefused, Stop, TicketDelivered, TicketSent, TicketWithdrawn, Withdraw
+from conveyor.core.events import InputRefused, TicketDelivered, TicketSent, TicketWithdrawn
+from conveyor.core.model import Stop, Withdraw
 from conveyor.core.plan import SECOND
 from conveyor.engine.assignments import assignment
 from conveyor.engine.loop import Engine

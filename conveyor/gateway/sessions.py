@@ -14,7 +14,7 @@ import structlog
 
 from conveyor.core import errors
 from conveyor.core.deadlines import stop_order
-from conveyor.core.model import WorkerLost
+from conveyor.core.events import WorkerLost
 from conveyor.engine.loop import Engine, cancellation
 from conveyor.engine.timers import RunKey
 from conveyor.engine.workers import Held, Worker

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from conveyor.core import errors, limits
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.state import keys
 from conveyor.state.callers import Descendants

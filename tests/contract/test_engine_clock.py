@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.duration_pb2 import Duration
 
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.state.runs import StoredRun
 from conveyor.v1 import pipeline_pb2

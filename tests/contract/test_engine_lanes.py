@@ -8,7 +8,7 @@ import pytest
 
 from conveyor.core import errors, limits
 from conveyor.core.draft import MAX_LOSSES
-from conveyor.core.model import CancelRequested, WorkerLost
+from conveyor.core.events import CancelRequested, WorkerLost
 from conveyor.core.plan import SECOND
 from conveyor.engine.launch import PreparedRun
 from conveyor.engine.waits import Waits

@@ -12,7 +12,7 @@ from conveyor.api.lock_list import list_locks
 from conveyor.api.paging import open_page
 from conveyor.core import errors
 from conveyor.core.draft import MAX_LOSSES
-from conveyor.core.model import CancelRequested, WorkerLost
+from conveyor.core.events import CancelRequested, WorkerLost
 from conveyor.core.plan import SECOND
 from conveyor.engine import locks
 from conveyor.engine.waits import Waits

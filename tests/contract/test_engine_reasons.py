@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry
 
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.metrics import EngineMetrics
 from conveyor.v1 import run_pb2

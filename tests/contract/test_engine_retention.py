@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.retention import Retention
 from conveyor.state import keys

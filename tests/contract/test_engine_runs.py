@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from conveyor.core import errors
-from conveyor.core.model import CancelRequested, RunCreated
+from conveyor.core.events import CancelRequested, RunCreated
 from conveyor.core.plan import SECOND
 from conveyor.store.port import Exhausted, Guard, Put, Unavailable, Uncertain
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from conveyor.core.model import CancelRequested, Claim, Claimed, RunCreated
+from conveyor.core.events import CancelRequested, Claim, Claimed, RunCreated
 from conveyor.core.plan import SECOND
 from conveyor.core.transitions import apply
 from conveyor.state import keys

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from conveyor.core import deadlines
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.timers import Timers
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2

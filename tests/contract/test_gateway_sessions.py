@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.state import keys
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2, worker_pb2

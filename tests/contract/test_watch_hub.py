@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conveyor.core import errors
-from conveyor.core.model import CancelRequested
+from conveyor.core.events import CancelRequested
 from conveyor.state import keys
 from conveyor.store.port import Put, Reset
 from conveyor.v1 import run_pb2, run_service_pb2

@@ -9,7 +9,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import calls
 from conveyor.core.calls import on_child_ended
-from conveyor.core.model import ChildEnded, Decision, RunState
+from conveyor.core.events import ChildEnded
+from conveyor.core.model import Decision, RunState
 from conveyor.state.admission import Admission, Admitted
 from conveyor.storage.v1 import storage_pb2
 from conveyor.v1 import run_pb2

@@ -7,8 +7,9 @@ from typing import Any
 
 from conveyor.core import results, rules, settle, transitions
 from conveyor.core.draft import Draft
+from conveyor.core.events import CancelRequested, ResultReceived, WorkerLost
 from conveyor.core.inherit import inheritable
-from conveyor.core.model import CancelRequested, Decision, ResultReceived, RunState, WorkerLost
+from conveyor.core.model import Decision, RunState
 from conveyor.core.results import on_result
 from conveyor.state import starts
 from conveyor.storage.v1 import storage_pb2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from conveyor.core import gates, transitions
-from conveyor.core.model import Decision, RunState, StepDecided
+from conveyor.core.events import StepDecided
+from conveyor.core.model import Decision, RunState
 from conveyor.v1 import pipeline_pb2, run_pb2
 from tests.faults.plant import on_event, plant, put
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from conveyor.core.model import InputRefused
+from conveyor.core.events import InputRefused
 from conveyor.store import open_sqlite
 from conveyor.store.port import Put
 from conveyor.v1 import run_pb2

@@ -10,23 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_RECORDS
-from conveyor.core.inputs import StepInputs
-from conveyor.core.locks import RUN, waits_for_lock
-from conveyor.core.model import (
+from conveyor.core.events import (
     Claim,
     Claimed,
     Continue,
-    Decision,
     Event,
     ResultReceived,
     RunCreated,
-    RunState,
     Tick,
     TicketDelivered,
     TicketSent,
-    new_run,
-    result_bytes,
 )
+from conveyor.core.inputs import StepInputs
+from conveyor.core.locks import RUN, waits_for_lock
+from conveyor.core.model import Decision, RunState, new_run, result_bytes
 from conveyor.core.plan import SECOND, Plan, compile_plan
 from conveyor.core.transitions import apply, next_timer
 from conveyor.state.locks import open_claims

@@ -14,7 +14,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from conveyor.api.interceptors import ServerInterceptor
-from conveyor.core.model import Decision, Event
+from conveyor.core.events import Event
+from conveyor.core.model import Decision
 from conveyor.engine.explain import Explainer
 from conveyor.engine.launch import Launcher, PreparedRun
 from conveyor.engine.loop import Engine

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from conveyor.core.events import Call, Called, CancelRequested, ChildEnded
 from conveyor.core.inherit import inheritable
 from conveyor.core.limits import RUN_RESULTS_BYTES
-from conveyor.core.model import Call, Called, CancelRequested, ChildEnded, Decision, Stop
+from conveyor.core.model import Decision, Stop
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2, run_pb2
 from tests.support.core import Run, answer, pipeline, step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conveyor.core.model import (
+from conveyor.core.events import (
     CancelRequested,
     Claim,
     Claimed,

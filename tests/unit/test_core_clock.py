@@ -8,8 +8,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from conveyor.core.deadlines import CLOCKS_DIFFER, grace_left
+from conveyor.core.events import CancelRequested, Continue, RunCreated, Tick
 from conveyor.core.inherit import inheritable
-from conveyor.core.model import CancelRequested, Continue, RunCreated, Tick
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import START, Run, pipeline, step

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from conveyor.core.model import (
+from conveyor.core.events import (
     Claim,
     Claimed,
-    Decision,
     InputRefused,
     NotReceived,
-    RunState,
     Tick,
     TicketDelivered,
     TicketSent,
@@ -18,6 +16,7 @@ from conveyor.core.model import (
     Waiting,
     WorkerLost,
 )
+from conveyor.core.model import Decision, RunState
 from conveyor.core.plan import DEFAULT_STEP_TIMEOUT, SECOND, RetryPlan, compile_plan
 from conveyor.core.transitions import TIMEOUT_GRACE, apply
 from conveyor.storage.v1 import storage_pb2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conveyor.core.events import CancelRequested
 from conveyor.core.inherit import inheritable
-from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from tests.support.core import Run, pipeline, step
 

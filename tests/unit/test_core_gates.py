@@ -8,11 +8,12 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import draft
+from conveyor.core.events import CancelRequested, Claim, Claimed, StepDecided, Waiting
 from conveyor.core.gates import Standing, missing, standing
 from conveyor.core.inherit import inheritable
 from conveyor.core.inputs import Verdict
 from conveyor.core.limits import RUN_RESULTS_BYTES
-from conveyor.core.model import CancelRequested, Claim, Claimed, Decision, StepDecided, Waiting
+from conveyor.core.model import Decision
 from conveyor.core.plan import SECOND
 from conveyor.sdk import from_struct
 from conveyor.v1 import pipeline_pb2, run_pb2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from conveyor.core.events import Continue, RunCreated
 from conveyor.core.inputs import Seen, Verdict
-from conveyor.core.model import Continue, Decision, RunCreated, new_run
+from conveyor.core.model import Decision, new_run
 from conveyor.core.plan import compile_plan
 from conveyor.core.transitions import apply
 from conveyor.storage.v1 import storage_pb2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conveyor.core.model import CancelRequested, Event, RunCreated, Tick, keep_waiting
+from conveyor.core.events import CancelRequested, Event, RunCreated, Tick
+from conveyor.core.model import keep_waiting
 from conveyor.core.plan import SECOND
 from conveyor.core.transitions import next_timer
 from conveyor.v1 import run_pb2

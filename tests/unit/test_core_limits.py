@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conveyor.core import draft
-from conveyor.core.model import CancelRequested, Claim, Claimed, Continue, Tick, WorkerLost
+from conveyor.core.events import CancelRequested, Claim, Claimed, Continue, Tick, WorkerLost
 from conveyor.core.plan import SECOND, compile_plan
 from conveyor.core.transitions import apply, next_timer
 from conveyor.v1 import pipeline_pb2, run_pb2

@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conveyor.core.draft import MAX_LOSSES
-from conveyor.core.locks import RUN, holding
-from conveyor.core.model import (
+from conveyor.core.events import (
     CancelRequested,
     Claimed,
     Continue,
-    Decision,
     Event,
     InputRefused,
     LockGranted,
@@ -23,8 +21,9 @@ from conveyor.core.model import (
     Tick,
     Waiting,
     WorkerLost,
-    keep_waiting,
 )
+from conveyor.core.locks import RUN, holding
+from conveyor.core.model import Decision, keep_waiting
 from conveyor.core.plan import SECOND
 from conveyor.core.transitions import next_timer
 from conveyor.storage.v1 import storage_pb2

@@ -9,10 +9,11 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from conveyor.core import limits
+from conveyor.core.events import CancelRequested, Continue, RunCreated, StepDecided, WorkerLost
 from conveyor.core.inherit import inheritable
 from conveyor.core.inputs import Expansion, Seen, Verdict
 from conveyor.core.matrix import values_of
-from conveyor.core.model import CancelRequested, Continue, RunCreated, RunState, StepDecided, WorkerLost
+from conveyor.core.model import RunState
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2, result_pb2, run_pb2
 from tests.support.core import Run, answer, pipeline, step

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conveyor.core.model import StepDecided
+from conveyor.core.events import StepDecided
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import Run, gate, pipeline, step
 from tests.unit.test_core_matrix import begun

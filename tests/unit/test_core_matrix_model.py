@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conveyor.core import draft
-from conveyor.core.model import WorkerLost
+from conveyor.core.events import WorkerLost
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import (
     CANCELLED,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from conveyor.core.events import CancelRequested
 from conveyor.core.inherit import inheritable
 from conveyor.core.inputs import Verdict
-from conveyor.core.model import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import Run, pipeline, step

@@ -11,7 +11,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.model import CancelRequested, Claim, Claimed, Event, RunCreated, Tick, WorkerLost
+from conveyor.core.events import CancelRequested, Claim, Claimed, Event, RunCreated, Tick, WorkerLost
 from conveyor.core.plan import SECOND
 from conveyor.v1 import pipeline_pb2, run_pb2
 from tests.support.core import (

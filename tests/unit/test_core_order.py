@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conveyor.core.model import InputRefused
+from conveyor.core.events import InputRefused
 from conveyor.core.plan import compile_plan
 from conveyor.v1 import pipeline_pb2, run_pb2
 from tests.support.core import Run, pipeline, step

@@ -14,10 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conveyor.core import draft
-from conveyor.core.inputs import Expansion, Seen, Verdict
-from conveyor.core.locks import RUN, run_waits_for_lock, waits_for_lock
-from conveyor.core.matrix import values_of
-from conveyor.core.model import (
+from conveyor.core.events import (
     Call,
     Called,
     CancelRequested,
@@ -31,7 +28,6 @@ from conveyor.core.model import (
     NotReceived,
     ResultReceived,
     RunCreated,
-    RunState,
     StepDecided,
     Tick,
     TicketDelivered,
@@ -40,6 +36,10 @@ from conveyor.core.model import (
     Waiting,
     WorkerLost,
 )
+from conveyor.core.inputs import Expansion, Seen, Verdict
+from conveyor.core.locks import RUN, run_waits_for_lock, waits_for_lock
+from conveyor.core.matrix import values_of
+from conveyor.core.model import RunState
 from conveyor.core.plan import SECOND, Plan
 from conveyor.core.transitions import next_timer
 from conveyor.storage.v1 import storage_pb2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conveyor.core.events import CancelRequested, NotReceived, ResultReceived, Tick, WorkerLost
 from conveyor.core.limits import RUN_RESULTS_BYTES
-from conveyor.core.model import CancelRequested, NotReceived, ResultReceived, Tick, WorkerLost
 from conveyor.core.plan import SECOND
 from conveyor.v1 import result_pb2, run_pb2
 from tests.support.core import Run, answer, pipeline, step

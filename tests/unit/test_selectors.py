@@ -8,7 +8,8 @@ import pytest
 
 from conveyor.api.validation import check
 from conveyor.core import errors, limits
-from conveyor.core.model import RunCreated, new_run
+from conveyor.core.events import RunCreated
+from conveyor.core.model import new_run
 from conveyor.core.plan import compile_plan
 from conveyor.core.selectors import ANY, compile_selector, fulfils, spell, spell_connected
 from conveyor.core.transitions import apply
