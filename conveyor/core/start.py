@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from conveyor.core import limits
-from conveyor.core.draft import MAX_RECORD_BYTES, Draft
+from conveyor.core.draft import Draft
 from conveyor.core.events import LockGranted, RunCreated
 from conveyor.core.locks import RUN, run_waits_for_lock, waiting_message, waits_for_lock
 from conveyor.core.model import Decision, RunState, waits_for_runs
 from conveyor.core.rules import may_start
+from conveyor.core.run_copy import MAX_RECORD_BYTES
 from conveyor.core.settle import find_candidates, settle
 from conveyor.v1 import run_pb2
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from conveyor.core.draft import MAX_ATTEMPTS_KEPT, MAX_RECORDS
+from conveyor.core.draft import MAX_ATTEMPTS_KEPT
 from conveyor.core.events import (
     Claim,
     Claimed,
@@ -25,6 +25,7 @@ from conveyor.core.inputs import StepInputs
 from conveyor.core.locks import RUN, waits_for_lock
 from conveyor.core.model import Decision, RunState, new_run, result_bytes
 from conveyor.core.plan import SECOND, Plan, compile_plan
+from conveyor.core.run_copy import MAX_RECORDS
 from conveyor.core.transitions import apply, next_timer
 from conveyor.state.locks import open_claims
 from conveyor.storage.v1 import storage_pb2

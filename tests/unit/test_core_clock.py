@@ -115,7 +115,7 @@ def test_a_run_that_was_created_by_a_clock_ahead_has_its_own_time_from_its_start
 
 
 def test_a_commit_without_room_leaves_the_rest_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conveyor.core.draft.MAX_RECORDS", 2)
+    monkeypatch.setattr("conveyor.core.run_copy.MAX_RECORDS", 2)
     run = Run(pipeline(*(step(str(n), queue_timeout=Duration(seconds=60)) for n in range(5)), graph=True))
     run.start()
     set_back(run)

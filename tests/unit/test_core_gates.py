@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from conveyor.core import draft
+from conveyor.core import run_copy
 from conveyor.core.events import CancelRequested, Claim, Claimed, StepDecided, Waiting
 from conveyor.core.gates import Standing, missing, standing
 from conveyor.core.inherit import inheritable
@@ -185,7 +185,7 @@ def test_a_run_that_is_about_to_stop_takes_no_decision() -> None:
     """One commit has no room for stopping all that a failure stops; a restart may come in between."""
     gates = [gate("one", timeout=60, default_decision=APPROVED), gate("two", timeout=60)]
     run = Run(pipeline(step("a"), *gates, graph=True))
-    with patch.object(draft, "MAX_RECORDS", 1):
+    with patch.object(run_copy, "MAX_RECORDS", 1):
         run.start()
         run.claim("a")
         assert run.send(run.result("a", "FAILED")).more
@@ -196,7 +196,7 @@ def test_a_run_that_is_about_to_stop_takes_no_decision() -> None:
 
 
 def test_a_gate_is_not_passed_by_before_all_others_have_had_room_to_start() -> None:
-    with patch.object(draft, "MAX_RECORDS", 1):
+    with patch.object(run_copy, "MAX_RECORDS", 1):
         run = Run(pipeline(gate("ask", optional=True), step("b"), graph=True))
         run.start()
     assert (run.step("ask"), run.step("b")) == ("QUEUED AWAITING_DECISION", "QUEUED")

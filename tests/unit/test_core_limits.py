@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conveyor.core import draft
+from conveyor.core import run_copy
 from conveyor.core.events import CancelRequested, Claim, Claimed, Continue, Tick, WorkerLost
 from conveyor.core.plan import SECOND, compile_plan
 from conveyor.core.transitions import apply, next_timer
@@ -126,7 +126,7 @@ def test_commit_stays_below_what_the_store_takes() -> None:
     assert run.run == "CANCELLED CANCEL_REQUESTED"
     for decision in decisions:
         records = [run.stored[i].ByteSize() for i in decision.changed]
-        assert sum(records) <= draft.MAX_RECORD_BYTES + max(records)
+        assert sum(records) <= run_copy.MAX_RECORD_BYTES + max(records)
 
 
 def lines(work: Callable[[], object]) -> int:

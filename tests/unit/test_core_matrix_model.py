@@ -8,7 +8,7 @@ from unittest.mock import patch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conveyor.core import draft
+from conveyor.core import run_copy
 from conveyor.core.events import WorkerLost
 from conveyor.v1 import pipeline_pb2
 from tests.support.core import (
@@ -88,7 +88,7 @@ def test_instances_end_as_the_documentation_says(
     matrix = pipeline_pb2.Matrix(max_parallel=most, fail_fast=fail_fast)
     source = pipeline(step("test", matrix=matrix, when="x", allow_failure=may_fail), step("after"))
     model = Model(script, most, fail_fast and not may_fail)
-    with patch.object(draft, "MAX_RECORDS", records):
+    with patch.object(run_copy, "MAX_RECORDS", records):
         run = Run(source, inputs=Matrices({"s": SKIP, "b": BROKEN}, test=script))
         run.start()
         while True:

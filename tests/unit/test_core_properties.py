@@ -13,7 +13,7 @@ from unittest.mock import patch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conveyor.core import draft
+from conveyor.core import run_copy
 from conveyor.core.events import (
     Call,
     Called,
@@ -441,7 +441,7 @@ class World:
 @given(pipelines(), st.integers(0, 1 << 32), st.sampled_from([1, 2, 60]), st.integers(0, 60))
 def test_whatever_happens(source: pipeline_pb2.Pipeline, seed: int, records: int, events: int) -> None:
     """No terminal state is left, no step begins early, events count once, one attempt is current, all runs end."""
-    with patch.object(draft, "MAX_RECORDS", records):
+    with patch.object(run_copy, "MAX_RECORDS", records):
         world = World(source, seed)
         for _ in range(events):
             world.happen()
@@ -489,7 +489,7 @@ def test_small_commits_come_to_the_same_end(source: pipeline_pb2.Pipeline, seed:
     """What one commit could not hold is the same as what it could: same events, same end."""
     ends = []
     for records in (1, 60):
-        with patch.object(draft, "MAX_RECORDS", records):
+        with patch.object(run_copy, "MAX_RECORDS", records):
             world = World(source, seed, crashes=False)
             for _ in range(events):
                 world.happen()
