@@ -70,7 +70,6 @@ async def died_and_back(belt: Belt, environment: dict[str, str]) -> None:
     "calls.before_creation=kill:1",
     "calls.after_creation=kill:1",
     "calls.child_ended=kill:1",
-    "engine.after_commit=kill:4",
 )
 async def test_one_run_is_made_and_told_of_wherever_the_server_dies(belt: Belt, environment: dict[str, str]) -> None:
     counted = Counted(ok)
@@ -135,7 +134,7 @@ async def pair(
         await asyncio.to_thread(server.kill)
 
 
-@dying_at("calls.before_creation=kill:1", "calls.after_creation=kill:1")
+@dying_at("calls.before_creation=kill:1")
 async def test_another_replica_makes_the_run_that_a_dead_one_promised(pair: tuple[Belt, Belt]) -> None:
     mortal, other = pair
     counted = Counted(ok)
