@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conveyor.core.inputs import Verdict
-from conveyor.core.locks import waiting_message
+from conveyor.core.locks import never_comes, waiting_message
 from conveyor.core.model import OVERDUE, Stop, Withdraw
 from conveyor.core.run_copy import RunCopy
 from conveyor.storage.v1 import storage_pb2
@@ -83,7 +83,12 @@ class Draft(RunCopy):
             self.ready.append(index)
 
     def _join(self, index: int, key: str, limit: int) -> None:
-        record = self.edit(index)
+        record, head = self.edit(index), self.head
+        if never_comes(key, limit, (head.lock, *head.outer_locks)):
+            record.attempt = 0
+            message = f"it would wait for lock {key}, which a run that it is within holds until it has ended"
+            self.finish(index, run_pb2.STEP_STATE_FAILED, run_pb2.STEP_REASON_INPUT_INVALID, message)
+            return
         record.lock.key = key
         record.lock.limit = limit
         record.message = waiting_message(key)

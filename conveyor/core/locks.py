@@ -28,6 +28,12 @@ def holding(limits: Iterable[int]) -> int:
     return count
 
 
+def never_comes(key: str, limit: int, held: Iterable[storage_pb2.LockClaim]) -> bool:
+    """Whether a claim would wait for claims that are given up only after it: of the runs that it is within."""
+    limits = [claim.limit for claim in held if claim.key == key]
+    return bool(limits) and len(limits) >= min(limit, *limits)
+
+
 def run_waits_for_lock(head: storage_pb2.RunHead) -> bool:
     """Whether the run has not started because others hold its lock."""
     return head.state == run_pb2.RUN_STATE_PENDING and head.reason == run_pb2.RUN_REASON_WAITING_FOR_LOCK

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conveyor.core import errors, limits
+from conveyor.core.locks import never_comes
 from conveyor.state import keys
 from conveyor.storage.v1 import storage_pb2
 from conveyor.store.port import Store
@@ -69,8 +70,7 @@ class Caller:
 
     def check_lock(self, lock: storage_pb2.LockClaim) -> None:
         """Raises errors.Unfit when the run would wait for a lock that is held until it has ended."""
-        held = [claim for claim in self.claims if lock.key and claim.key == lock.key]
-        if held and len(held) >= min(claim.limit for claim in (*held, lock)):
+        if lock.key and never_comes(lock.key, lock.limit, self.claims):
             raise errors.Unfit(
                 f"it would wait for lock {lock.key}, which is held by a run or step that waits for it in its turn"
             )

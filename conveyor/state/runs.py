@@ -142,6 +142,7 @@ class Runs:
         if caller is not None:
             head.caller_run, head.caller_step, head.depth = caller.run, caller.step, caller.depth
             head.root_run = caller.root
+            head.outer_locks.extend(caller.claims)
         spec = storage_pb2.RunSpec(pipeline=pipeline, resource=resource, params=params, inherited=inherited)
         program = self._program(pipeline)
         inputs = RunInputs(program, spec) if program.plan.judged else None

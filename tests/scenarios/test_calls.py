@@ -316,6 +316,23 @@ async def test_a_run_that_would_wait_for_a_lock_of_its_own_is_refused(belt: Belt
     assert state(await belt.ended(await belt.start())) == "SUCCEEDED"
 
 
+@pytest.mark.parametrize("of", ["run", "step", "inner run"])
+async def test_a_step_that_would_wait_for_a_lock_of_its_own_run_fails(belt: Belt, of: str) -> None:
+    """Its key comes of an expression, or its lock is one that an outer run has: neither shows at registration."""
+    lock, same = Lock(key="prod"), Lock(key="${{ 'prod' }}")
+    belt.drive("put", ok)
+    inner = {"lock": lock} if of == "inner run" else {}
+    await belt.pipeline(step("put", lock=same), name="inner", **inner)
+    await belt.pipeline(call("inner", "inner", **({"lock": lock} if of == "step" else {})), name="middle")
+    await belt.pipeline(call("middle", "middle"), **({"lock": lock} if of == "run" else {}))
+    ended = await belt.ended(await belt.start())
+    middle = await belt.client.runs.get(ended.steps[0].child_run)
+    failed = (await belt.client.runs.get(middle.steps[0].child_run)).steps[0]
+    assert (state(ended), step_reason(failed), failed.attempt) == ("FAILED", "INPUT_INVALID", 0)
+    assert failed.message.startswith("it would wait for lock prod, which a run that it is within holds")
+    assert [lock async for lock in belt.client.runs.locks()] == []
+
+
 @on_both_stores
 async def test_runs_are_listed_by_their_caller(belt: Belt) -> None:
     belt.drive("put", ok)

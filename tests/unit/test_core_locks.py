@@ -194,6 +194,31 @@ def test_a_claim_made_and_given_up_in_one_commit_never_was() -> None:
     assert (first.joins, later.leaves, both.joins, both.leaves) == ((0,), (0,), (), ())
 
 
+@pytest.mark.parametrize(
+    ("own", "outer", "waits"), [(1, 0, False), (2, 0, True), (0, 1, False), (0, 2, True), (2, 2, False)]
+)
+def test_one_that_would_wait_for_its_own_run_fails(own: int, outer: int, waits: bool) -> None:
+    """With room for all of them together it gets its turn."""
+    run = Run(pipeline(step("a", lock=pipeline_pb2.Lock(key="deploy", limit=2)), step("b")))
+    head = run.state.head
+    head.outer_locks.add(key="other", limit=1, held=True)
+    if outer:
+        head.outer_locks.add(key="deploy", limit=outer, held=True)
+    if own:
+        head.lock.CopyFrom(storage_pb2.LockClaim(key="deploy", limit=own))
+        run.start()
+        decision = run.apply(LockGranted(RUN))[0]
+    else:
+        decision = run.start()[0]
+    record = run.state.steps[0]
+    assert record is not None
+    if waits:
+        assert (decision.joins, record.reason) == ((0,), run_pb2.STEP_REASON_WAITING_FOR_LOCK)
+    else:
+        assert (decision.joins, record.reason) == ((), run_pb2.STEP_REASON_INPUT_INVALID)
+        assert run.run == "FAILED STEP_FAILED"
+
+
 # A run
 
 

@@ -86,6 +86,7 @@ class RunHead(_message.Message):
     LOCK_FIELD_NUMBER: _builtins.int
     ROOT_RUN_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    OUTER_LOCKS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The tenant."""
     id: _builtins.str
@@ -156,6 +157,10 @@ class RunHead(_message.Message):
     def lock(self) -> Global___LockClaim:
         """The lock of the whole run."""
 
+    @_builtins.property
+    def outer_locks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockClaim]:
+        """Of a run within others: the claims on locks that those and their steps on the way to it have."""
+
     def __init__(
         self,
         *,
@@ -192,10 +197,11 @@ class RunHead(_message.Message):
         lock: Global___LockClaim | None = ...,
         root_run: _builtins.str = ...,
         schedule_time: _builtins.int = ...,
+        outer_locks: _abc.Iterable[Global___LockClaim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "cancel_grace", b"cancel_grace", "lock", b"lock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_deadline", b"cancel_deadline", "cancel_grace", b"cancel_grace", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "root_run", b"root_run", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace", "caller_run", b"caller_run", "caller_step", b"caller_step", "cancel_deadline", b"cancel_deadline", "cancel_grace", b"cancel_grace", "cancel_message", b"cancel_message", "create_time", b"create_time", "deadline", b"deadline", "definition", b"definition", "depth", b"depth", "end_time", b"end_time", "finally_deadline", b"finally_deadline", "finally_time", b"finally_time", "id", b"id", "labels", b"labels", "lock", b"lock", "message", b"message", "namespace", b"namespace", "outcome", b"outcome", "outer_locks", b"outer_locks", "parent_run", b"parent_run", "pipeline", b"pipeline", "pipeline_generation", b"pipeline_generation", "reason", b"reason", "resource", b"resource", "resource_generation", b"resource_generation", "result_bytes", b"result_bytes", "root_run", b"root_run", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "step_reasons", b"step_reasons", "step_states", b"step_states", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cancel_grace: _TypeAlias = _typing.Literal["cancel_grace"]  # noqa: Y015
     _WhichOneofArgType__cancel_grace: _TypeAlias = _typing.Literal["_cancel_grace", b"_cancel_grace"]  # noqa: Y015
