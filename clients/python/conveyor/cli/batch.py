@@ -1,6 +1,7 @@
 """Does the same to several objects: a failure is told, and the others are done all the same."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from conveyor.cli.dispatch import report
@@ -24,9 +25,17 @@ _SEVERITY: Sequence[Exit] = (
 
 
 async def each(
-    items: Iterable[T], name: Callable[[T], str], do: Callable[[T], Awaitable[None]], *, missing_is_fine: bool = False
+    items: Iterable[T],
+    name: Callable[[T], str],
+    do: Callable[[T], Awaitable[None]],
+    *,
+    place: Callable[[T, str], str] | None = None,
+    missing_is_fine: bool = False,
 ) -> None:
-    """Do one after another. Ended with the worst exit code when any failed; without a server the rest is not tried."""
+    """Do one after another. Ended with the worst exit code when any failed; without a server the rest is not tried.
+
+    `place` says where a field of an item is, and what item it is of.
+    """
     codes = [Exit.OK]
     left = list(items)
     while left:
@@ -36,7 +45,7 @@ async def each(
         except ConveyorError as error:
             if missing_is_fine and isinstance(error, NotFound):
                 continue
-            codes.append(report(error, f"{name(item)}: "))
+            codes.append(report(error, name(item), partial(place, item) if place else None))
             if left and codes[-1] is Exit.GIVEN_UP:
                 note(f"  not tried: {', '.join(map(name, left))}")
                 break

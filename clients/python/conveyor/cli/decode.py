@@ -94,7 +94,7 @@ class _Decoder:
             self._wrong(node, path, "a mapping")
             return
         descriptor = cast(Descriptor, message.DESCRIPTOR)
-        fields = _fields(descriptor)
+        fields = fields_by_key(descriptor)
         seen: dict[int, str] = {}
         for key, value in node.value.items():
             where = child(path, key)
@@ -112,7 +112,7 @@ class _Decoder:
                 self._field(value, message, field, where)
 
     def _field(self, node: Node, message: Message, field: FieldDescriptor, path: str) -> None:
-        if _is_map(field):
+        if is_map(field):
             self._map(node, message, field, path)
         elif field.is_repeated:
             if not isinstance(node.value, list):
@@ -262,12 +262,14 @@ def _is_exact(value: int) -> bool:
         return False
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether it is a map, of keys that the user chooses."""
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 @cache
-def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
+def fields_by_key(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
+    """The fields of a message by the keys that a document may have for them."""
     names = {field.name: field for field in descriptor.fields}
     return names | {field.json_name: field for field in descriptor.fields}
 
@@ -278,8 +280,8 @@ def _homes(descriptor: Descriptor) -> dict[str, str]:
     homes: dict[str, str] = {}
     for field in descriptor.fields:
         inner = field.message_type
-        if inner is not None and inner.file.package == descriptor.file.package and not _is_map(field):
-            for name in _fields(inner):
+        if inner is not None and inner.file.package == descriptor.file.package and not is_map(field):
+            for name in fields_by_key(inner):
                 homes.setdefault(name, field.json_name)
             for name, home in _homes(inner).items():
                 homes.setdefault(name, f"{field.json_name}.{home}")

@@ -1,7 +1,7 @@
 """All commands by name, and what becomes of the exceptions that they end with."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -167,17 +167,24 @@ def _check_text(arguments: Sequence[str]) -> None:
             raise click.UsageError(f"the argument {argument!r} is not text in the encoding of this system")
 
 
-def report(error: ConveyorError, about: str = "") -> Exit:
-    """Print what went wrong and return the exit code for it."""
+def report(error: ConveyorError, about: str = "", place: Callable[[str], str] | None = None) -> Exit:
+    """Print what went wrong and return the exit code for it.
+
+    `place` says where a field stands, for people to find it; the first at fault then stands for what it is about.
+    """
     lines: list[str] = []
     cause = _cause(error)
     if isinstance(cause, ApiError):
-        lines = [f"{each.field}: {each.description}" if each.field else each.description for each in cause.violations]
-        # With a single violation the message often says all of it.
-        lines = [line for line in lines if line not in cause.message]
+        for field, description in cause.violations:
+            line = f"{field}: {description}" if field else description
+            # With a single violation the message often says all of it.
+            if line not in cause.message:
+                lines.append(f"{place(field)}: {line}" if place and field else line)
+        if place and cause.violations and cause.violations[0].field:
+            about = place(cause.violations[0].field)
         hint = _HINTS.get(cause.reason) or _HINTS.get(cause.code)
         lines += [hint] if hint else []
-    return _failed(about + error.message, lines, _code_of(error))
+    return _failed(f"{about}: {error.message}" if about else error.message, lines, _code_of(error))
 
 
 def _code_of(error: ConveyorError) -> Exit:

@@ -8,6 +8,7 @@ from conveyor.cli.decode import MAX_FAULTS, decode, set_by_server
 from conveyor.cli.failures import CliError
 from conveyor.cli.kinds import DEFINITION, KINDS, PIPELINE, RESOURCE, SCHEDULE, Kind, kind_of
 from conveyor.cli.nodes import Fault, Node
+from conveyor.cli.places import line_of
 from conveyor.cli.refs import Ref
 from conveyor.cli.sources import Source
 from conveyor.v1.pipeline_pb2 import Pipeline
@@ -37,8 +38,14 @@ class Manifest:
 
     kind: Kind
     object: Object
-    source: str
-    """The file and line where it begins."""
+    file: str
+    node: Node
+    """What the file has of it."""
+
+    @property
+    def source(self) -> str:
+        """The file and line where it begins."""
+        return f"{self.file}:{self.node.line}"
 
     @property
     def ref(self) -> Ref:
@@ -49,6 +56,10 @@ class Manifest:
     def label(self) -> str:
         """Its kind and name, as in output."""
         return self.ref.label
+
+    def place(self, field: str) -> str:
+        """The file, the line of a field that the server names, and the object."""
+        return f"{self.file}:{line_of(self.node, self.object, field)}: {self.label}"
 
     def __str__(self) -> str:
         return f"{self.source}: {self.label}"
@@ -104,7 +115,7 @@ def _manifest(node: Node, source: str, mistakes: list[str]) -> Manifest | None:
         if not getattr(message, field) and field not in written
     ]
     mistakes += [_located(source, fault) for fault in faults]
-    return None if faults else Manifest(kind, message, f"{source}:{node.line}")
+    return None if faults else Manifest(kind, message, source, body)
 
 
 def _headed(node: Node) -> tuple[Kind, Node]:

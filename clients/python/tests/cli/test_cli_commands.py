@@ -98,8 +98,8 @@ def test_apply_goes_on_after_a_refusal(conveyor: Conveyor, server: Any, refusal:
     assert done.code == 1
     assert done.out.splitlines() == ["definition/app created", f"resource/app/shop created, run {run_id} started"]
     assert done.err.splitlines() == [
-        f"error: {file}:6: pipeline/release: the steps need each other",
-        "  steps[0].needs: build → build",
+        f"error: {file}:8: pipeline/release: the steps need each other",
+        f"  {file}:8: pipeline/release: steps[0].needs: build → build",
     ]
 
 

@@ -72,7 +72,7 @@ async def _apply(clients: Clients, results: batch.Results, manifests: Sequence[M
         else:
             _tell(results, manifest, sent, dry_run)
 
-    await batch.each(manifests, str, one)
+    await batch.each(manifests, str, one, place=Manifest.place)
 
 
 async def _prune(clients: Clients, results: batch.Results, found: Sequence[Leftover], dry_run: bool) -> None:

@@ -62,7 +62,7 @@ async def _compare(
             if difference.outcome != "UNCHANGED":
                 found.append(difference)
 
-        await batch.each(manifests, str, one)
+        await batch.each(manifests, str, one, place=Manifest.place)
         if labels is not None:
             surplus = await leftovers(clients, manifests, labels, options.namespace)
             found += [Change(each.ref, "", each.object, None) for each in surplus]

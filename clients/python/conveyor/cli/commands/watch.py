@@ -121,7 +121,7 @@ def wait(run_ids: tuple[str, ...], timeout: float | None, give_up_after: float) 
             await first_look(client, run_id)
             ended[run_id] = await client.runs.wait(run_id, timeout, give_up_after=give_up_after)
         except ConveyorError as error:
-            return report(error, f"run/{run_id}: " if len(wanted) > 1 else "")
+            return report(error, f"run/{run_id}" if len(wanted) > 1 else "")
         if options.output in {"table", "name"}:
             print_ended(options, ended[run_id])
         return outcome_of(ended[run_id])
