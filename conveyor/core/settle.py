@@ -193,5 +193,7 @@ def _finish_run(draft: Draft) -> None:
     head.reason = reason
     record = draft.peek(index)
     said = f": {record.message}" if record is not None and record.message else ""
-    verb = "failed" if reason == run_pb2.RUN_REASON_STEP_FAILED else "was cancelled by its driver"
+    verb = "failed" if reason == run_pb2.RUN_REASON_STEP_FAILED else "was cancelled"
+    if draft.reasons[index] == run_pb2.STEP_REASON_DRIVER_CANCELLED:
+        verb += " by its driver"
     head.message = f"step {plan.steps[index].id} {verb}{said}"[:1024]

@@ -131,6 +131,7 @@ async def test_a_run_within_that_somebody_cancels(belt: Belt) -> None:
     ended = await belt.ended(run)
     assert (state(ended), reason(ended)) == ("FAILED", "STEP_CANCELLED")
     assert step_reason(ended.steps[0]) == "CHILD_RUN_CANCELLED"
+    assert ended.message.startswith("step deploy was cancelled: ")
     assert ended.steps[0].message == f"run {child} was cancelled: not today"
 
 
