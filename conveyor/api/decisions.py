@@ -15,6 +15,7 @@ from conveyor.state.views import full_run, set_queue_wait
 from conveyor.v1 import pipeline_pb2, run_pb2
 from conveyor.v1.run_service_pb2 import DecideStepRequest
 
+_SHOWN = 5
 _STANDS = frozenset({Standing.OPEN, Standing.REPEATED})
 
 log = structlog.get_logger("conveyor.api")
@@ -84,7 +85,24 @@ def _check(run: StoredRun, index: int, request: DecideStepRequest) -> None:
         raise errors.NoOpenGate(f"step {step.id} is no gate: {what}")
     if run.state.terminal:
         raise finished(run)
+    if index in run.state.plan.instances:
+        raise errors.NoOpenGate(f"gate {_instances(run, index, request)}")
     raise errors.NoOpenGate(f"gate {step.id} {_why_closed(run, index)}")
+
+
+def _instances(run: StoredRun, index: int, request: DecideStepRequest) -> str:
+    """Which gates of a matrix may be decided instead of all at once, by the same person."""
+    plan = run.state.plan
+    places = plan.instances[index]
+    said = f"{plan.steps[index].id} has {len(places)} {'instance' if len(places) == 1 else 'instances'}"
+    stands = ((each, standing(run.state, each, request.decision, request.by)) for each in places)
+    waiting = [plan.steps[each].id for each, stand in stands if stand is Standing.OPEN]
+    if not waiting:
+        return f"{said}; none of them can be decided now"
+    shown = waiting[:_SHOWN]
+    more = f", or one of {len(waiting) - _SHOWN} more" if len(waiting) > _SHOWN else ""
+    listed = ", ".join(shown) if more else " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+    return f"{said}; decide {listed}{more}"
 
 
 def _why_closed(run: StoredRun, index: int) -> str:

@@ -181,7 +181,9 @@ async def test_each_instance_of_a_matrix_asks_for_itself(belt: Belt) -> None:
     run = await belt.start()
     waiting = await belt.until_step(run, "ask[1]", "QUEUED", reason="AWAITING_DECISION")
     assert waiting.message == "Deploy to prod?"
+    assert await refusal(belt, run) == ("NO_OPEN_GATE", "gate ask has 2 instances; decide ask[0] or ask[1]")
     assert (await belt.client.runs.approve(run.id, "ask[0]", "ann")).step == "ask[0]"
+    assert await refusal(belt, run, by="bob") == ("NO_OPEN_GATE", "gate ask has 2 instances; decide ask[1]")
     said = await belt.client.runs.reject(run.id, "ask[1]", "bob", "not prod")
     assert (said.step, said.message, said.matrix_step) == ("ask[1]", "rejected by bob: not prod", "ask")
     ended = await belt.ended(run)
