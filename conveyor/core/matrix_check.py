@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from conveyor.core import limits
 from conveyor.core.combinations import TooManyCombinations, check_product, combinations
 from conveyor.core.errors import Violation
-from conveyor.core.params import NAME_FAULT, is_param_name
+from conveyor.core.params import name_fault
 from conveyor.core.plan import EXPRESSION_MARK
 from conveyor.v1 import errors_pb2, pipeline_pb2
 
@@ -39,8 +39,8 @@ def check_matrix(matrix: pipeline_pb2.Matrix, path: str) -> Iterator[Violation]:
 def _axes(matrix: pipeline_pb2.Matrix, path: str) -> Iterator[Violation]:
     for name in sorted(matrix.axes):
         value = matrix.axes[name]
-        if not is_param_name(name):
-            yield Violation(f"{path}.{name[:64]}", f"is no name of an axis, which {NAME_FAULT}")
+        if fault := name_fault(name):
+            yield Violation(f"{path}.{name[:64]}", f"is no name of an axis, which {fault}")
         elif not value.HasField("list_value") and not _is_marked(value.string_value):
             yield Violation(f"{path}.{name}", "must be a list, or an expression in ${{ }} that yields one")
 
@@ -50,8 +50,8 @@ def _combinations(given: Iterable[Struct], path: str) -> Iterator[Violation]:
         if not each.fields:
             yield Violation(f"{path}[{i}]", "is empty")
         for name in each.fields:
-            if not is_param_name(name):
-                yield Violation(f"{path}[{i}].{name[:64]}", f"is no name of an axis, which {NAME_FAULT}")
+            if fault := name_fault(name):
+                yield Violation(f"{path}[{i}].{name[:64]}", f"is no name of an axis, which {fault}")
 
 
 def _size(matrix: pipeline_pb2.Matrix, path: str) -> Iterator[Violation]:

@@ -12,7 +12,8 @@ from conveyor.core.errors import Violation
 from conveyor.v1 import errors_pb2, pipeline_pb2
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}", re.ASCII)
-NAME_FAULT = 'must be a letter, then letters, digits and "_"; at most 63 characters'
+_RESERVED = frozenset({"false", "in", "null", "true"})
+_NAME_FAULT = 'must be a letter, then letters, digits and "_"; at most 63 characters'
 _SHOWN = 64
 
 _KINDS: dict[int, tuple[str, str]] = {
@@ -25,9 +26,13 @@ _KINDS: dict[int, tuple[str, str]] = {
 _CALLED = dict(_KINDS.values()) | {"null_value": "null", "bool_value": "true or false"}
 
 
-def is_param_name(text: str) -> bool:
-    """Whether it may be the name of a parameter, or of an axis of a matrix: expressions write it as it is."""
-    return _NAME.fullmatch(text) is not None
+def name_fault(text: str) -> str:
+    """Why it cannot be the name of a parameter, or of an axis of a matrix; expressions write it as it is."""
+    if _NAME.fullmatch(text) is None:
+        return _NAME_FAULT
+    if text in _RESERVED:
+        return f"must not be {text}: expressions have that word for themselves and cannot write it after a dot"
+    return ""
 
 
 def check_params(params: Sequence[pipeline_pb2.Param], path: str) -> Iterator[Violation]:
@@ -39,8 +44,8 @@ def check_params(params: Sequence[pipeline_pb2.Param], path: str) -> Iterator[Vi
     seen: dict[str, int] = {}
     for i, param in enumerate(params):
         where = f"{path}[{i}]"
-        if not is_param_name(param.name):
-            yield Violation(f"{where}.name", NAME_FAULT)
+        if fault := name_fault(param.name):
+            yield Violation(f"{where}.name", fault)
         elif param.name in seen:
             yield Violation(f"{where}.name", f"{param.name} is the name of {path}[{seen[param.name]}] already")
         seen.setdefault(param.name, i)

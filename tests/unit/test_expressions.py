@@ -9,6 +9,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.core import limits
+from conveyor.core.params import check_params
 from conveyor.expressions import results
 from conveyor.expressions.declarations import Declarations
 from conveyor.expressions.errors import MissingValue, NotAnExpression, NoValue, TooLarge
@@ -322,3 +323,19 @@ def test_places_within_the_whole_text() -> None:
     with pytest.raises(NotAnExpression) as raised:
         compile_text("a ${{ params.env }}\n  ${{\n  1 + }}", lambda text: check_expression(text, DECLARED))
     assert [str(fault) for fault in raised.value.faults] == ["line 3, column 6: Syntax error: mismatched input '<EOF>'"]
+
+
+@pytest.mark.parametrize("name", ["in", "true", "false", "null"])
+def test_names_that_no_expression_can_write_are_no_names_of_parameters(name: str) -> None:
+    assert "Syntax error" in faults(f"params.{name}", Declarations.of([pipeline_pb2.Param(name=name)]))[0]
+    (fault,) = check_params([pipeline_pb2.Param(name=name)], "params")
+    assert (fault.field, fault.description) == (
+        "params[0].name",
+        f"must not be {name}: expressions have that word for themselves and cannot write it after a dot",
+    )
+
+
+@pytest.mark.parametrize("name", ["if", "for", "import", "as", "package", "has", "size", "True", "None", "matrix"])
+def test_all_other_names_can_be_written(name: str) -> None:
+    named = [pipeline_pb2.Param(name=name)]
+    assert (faults(f"params.{name}", Declarations.of(named)), list(check_params(named, "params"))) == ([], [])

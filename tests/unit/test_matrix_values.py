@@ -102,6 +102,8 @@ NO_LIST = "must be a list, or an expression in ${{ }} that yields one"
     [
         (matrix(), [("matrix", "has neither axes nor combinations to include")]),
         (matrix({"py-version": [1]}), [("matrix.axes.py-version", NO_NAME)]),
+        (matrix({"in": [1]}), [("matrix.axes.in", "is no name of an axis, which must not be in: expressions have ")]),
+        (matrix({"a": [1]}, include=[{"null": 1}]), [("matrix.include[0].null", "is no name of an axis, which must ")]),
         (matrix({"a": "linux", "b": 3, "c": {"x": 1}}), [(f"matrix.axes.{name}", NO_LIST) for name in "abc"]),
         (matrix({"a": None}), [("matrix.axes.a", NO_LIST)]),
         (matrix({"a": [1]}, include=[{}]), [("matrix.include[0]", "is empty")]),
