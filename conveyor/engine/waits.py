@@ -81,7 +81,7 @@ class Waits:
             # Those of its matrix that are at work, when it may have only so many at a time.
             open_needs = [i for i in plan.instances[step.matrix_step] if states[i] in _AT_WORK]
         else:
-            needs = plan.mains if step.is_finally else step.needs
+            needs = range(plan.main) if step.is_finally else step.needs
             open_needs = [need for need in needs if states[need] not in TERMINAL_STEP]
         wait.needs.extend(plan.steps[need].id for need in open_needs[:_NEEDS_NAMED])
         wait.need_count = len(open_needs)

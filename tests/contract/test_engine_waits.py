@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from google.protobuf import struct_pb2
+
 from conveyor.core.events import CancelRequested
 from conveyor.core.plan import SECOND
 from conveyor.engine.waits import Waits
@@ -34,6 +36,17 @@ async def test_a_step_whose_needs_run_says_which(replica: Replica, workers: Conn
     assert list(waits) == ["c", "f"]
     assert (list(waits["c"].needs), waits["c"].need_count) == (["a"], 1)
     assert (list(waits["f"].needs), waits["f"].need_count) == (["a", "c"], 2)
+
+
+async def test_a_finally_step_waits_for_a_matrix_and_not_for_each_instance_besides(
+    replica: Replica, workers: Connect
+) -> None:
+    await workers(replica, "m", mute, slots=2)
+    axis = struct_pb2.Value(list_value=struct_pb2.ListValue(values=[struct_pb2.Value(number_value=n) for n in (1, 2)]))
+    run = await replica.launch(step("m", matrix=pipeline_pb2.Matrix(axes={"k": axis})), finally_steps=[step("f")])
+    await replica.in_state(run, "m", run_pb2.STEP_STATE_RUNNING)
+    wait = (await told(replica, run))["f"]
+    assert (list(wait.needs), wait.need_count) == (["m"], 1)
 
 
 async def test_of_many_needs_the_first_are_named_and_all_counted(replica: Replica) -> None:
